@@ -1,0 +1,7 @@
+//! Refrain.
+
+pub mod clock;
+pub mod embed;
+pub mod error;
+pub mod store;
+pub mod types;
