@@ -1,7 +1,29 @@
-//! Refrain.
+//! Refrain: a sidecar for programs that call language models.
+//!
+//! It answers over gRPC: *have we answered this before?* (the semantic cache), *what do we know
+//! about this?* and *where were we?*. This page is the map; read it top to bottom.
+//!
+//! Three rings. The domain modules know no tonic, no redis and no rusqlite type and take time from
+//! [`clock`]. The ports in [`store`] and [`embed::model`] are small traits of domain verbs. The
+//! adapters are the engines below [`store`], the model adapters below [`embed`] and the edge in
+//! [`grpc`]. [`app`] alone knows them all.
 
-pub mod clock;
+// The domain.
+pub mod cache;
 pub mod embed;
+
+// Values everybody shares.
+pub mod clock;
 pub mod error;
-pub mod store;
+pub mod secret;
 pub mod types;
+
+// The adapters.
+pub mod grpc;
+pub mod store;
+pub mod telemetry;
+
+// Putting it together.
+pub mod app;
+pub mod cli;
+pub mod config;
