@@ -1,0 +1,1 @@
+//! What the ports cannot show: the file, the sweep, the queues.
