@@ -5,11 +5,8 @@ use std::{env, path::PathBuf};
 use prost::Message as _;
 
 const ROOT: &str = "proto";
-const FILES: &[&str] = &[
-    "refrain/v1/admin_service.proto",
-    "refrain/v1/cache_service.proto",
-    "refrain/v1/embedding_service.proto",
-];
+const FILES: &[&str] =
+    &["refrain/v1/admin_service.proto", "refrain/v1/cache_service.proto", "refrain/v1/embedding_service.proto"];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     // The code generator prints no rerun lines of its own, and without one cargo would rebuild on

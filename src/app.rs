@@ -118,7 +118,8 @@ pub async fn start(config: Config, clock: Clock, metrics: Option<PrometheusHandl
     // The operator's port outlives the drain, so that probes see a stopping server.
     let ops_stop = CancellationToken::new();
     let readiness = Readiness::default();
-    let ops = ops_listener.map(|listener| tokio::spawn(ops::serve(listener, readiness.clone(), metrics, ops_stop.clone())));
+    let ops =
+        ops_listener.map(|listener| tokio::spawn(ops::serve(listener, readiness.clone(), metrics, ops_stop.clone())));
 
     let started = clock.now();
     let model = load_model(&config).await?;
@@ -182,7 +183,7 @@ pub async fn open_engine(config: &Config, model: &dyn Model, clock: Clock) -> Re
     match config.store.engine {
         EngineKind::Embedded => {
             let settings = config.store.embedded.settings.clone();
-            store::embedded::open(&config.data_dir(), settings, space, clock).await
+            store::embedded::open(&config.data_dir(), settings, Some(space), clock).await
         }
         EngineKind::Redis => store::redis::open(config.store.redis.clone(), space, clock).await,
     }

@@ -21,9 +21,6 @@ pub enum Error {
     /// Nobody waits for the answer any more.
     #[error("the deadline passed before the cache could answer")]
     DeadlinePassed,
-    /// The embedder returned no vector for a text.
-    #[error("the embedder returned no vector")]
-    NoVector,
     /// The embedder failed or refused.
     #[error(transparent)]
     Embed(#[from] embed::Error),
@@ -38,7 +35,6 @@ impl Fault for Error {
             Self::Invalid(inner) => inner.kind(),
             Self::UnknownEntry(_) => Kind::NotFound,
             Self::DeadlinePassed => Kind::DeadlinePassed,
-            Self::NoVector => Kind::Bug,
             Self::Embed(inner) => inner.kind(),
             Self::Store(inner) => inner.kind(),
         }
@@ -49,7 +45,6 @@ impl Fault for Error {
             Self::Invalid(inner) => inner.reason(),
             Self::UnknownEntry(_) => "ENTRY_NOT_FOUND",
             Self::DeadlinePassed => "DEADLINE_PASSED",
-            Self::NoVector => "INTERNAL",
             Self::Embed(inner) => inner.reason(),
             Self::Store(inner) => inner.reason(),
         }
@@ -61,7 +56,7 @@ impl Fault for Error {
             Self::Embed(inner) => inner.field(),
             Self::Store(inner) => inner.field(),
             Self::UnknownEntry(_) => Some("entry_id"),
-            Self::DeadlinePassed | Self::NoVector => None,
+            Self::DeadlinePassed => None,
         }
     }
 
@@ -69,7 +64,7 @@ impl Fault for Error {
         match self {
             Self::Embed(inner) => inner.retry_after(),
             Self::Store(inner) => inner.retry_after(),
-            Self::Invalid(_) | Self::UnknownEntry(_) | Self::DeadlinePassed | Self::NoVector => None,
+            Self::Invalid(_) | Self::UnknownEntry(_) | Self::DeadlinePassed => None,
         }
     }
 }

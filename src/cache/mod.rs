@@ -14,21 +14,21 @@ mod stats;
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use futures::{StreamExt as _, stream};
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 
+use self::policy::{Decision, Terms};
 pub use self::{
     error::Error,
     receipt::{MissReason, Outcome, Receipt, RunnerUp, Tier, Timings},
     selector::Selector,
     stats::Stats,
 };
-use self::policy::{Decision, Terms};
 use crate::{
     clock::Clock,
     config,
-    embed::{self, Embedder, Lane, model::Purpose},
+    embed::{Embedder, Lane, model::Purpose},
     error::{Fault as _, Invalid, Kind},
-    store::{Candidate, CacheStore, Cursor, Detail, Entry, Nearest, NearestQuery, NewEntry, RequestId, Usage},
+    store::{CacheStore, Candidate, Cursor, Detail, Entry, Nearest, NearestQuery, NewEntry, RequestId, Usage},
     types::{Attributes, Category, Deadline, EntryId, Namespace, Prompt, Timestamp, Vector},
 };
 
@@ -175,7 +175,12 @@ impl Cache {
     ///
     /// Envelope: the vector as in a lookup (usually in the memo, since a lookup came before), then
     /// one atomic write of the entry.
-    pub async fn store(&self, namespace: &Namespace, answer: NewAnswer, deadline: Option<Deadline>) -> Result<Stored, Error> {
+    pub async fn store(
+        &self,
+        namespace: &Namespace,
+        answer: NewAnswer,
+        deadline: Option<Deadline>,
+    ) -> Result<Stored, Error> {
         let begun = self.clock.instant();
         let created = self.clock.now();
         let expires = self.expiry(&answer, created)?;
@@ -189,11 +194,10 @@ impl Cache {
             None
         } else {
             let text = answer.prompt.shared();
-            let embedded = self.embedder.embed(namespace, &[text], Purpose::Query, Lane::Interactive, deadline).await?;
-            let first = embedded.into_iter().next().ok_or(Error::NoVector)?;
-            timings.queue = first.queue_wait;
-            timings.embed = first.inference;
-            Some((self.embedder.space(), first.vector))
+            let one = self.embedder.embed_one(namespace, text, Purpose::Query, Lane::Interactive, deadline).await?;
+            timings.queue = one.queue_wait;
+            timings.embed = one.inference;
+            Some((self.embedder.space(), one.vector))
         };
         let entry = Entry {
             id,
@@ -281,14 +285,10 @@ impl Cache {
         selector: &Selector,
         dry_run: bool,
     ) -> Result<u64, Error> {
-        let found: Vec<Entry> = stream::iter(ids)
-            .map(|id| async move { self.store.probe(namespace, id, None, None).await })
-            .buffered(BATCH_CONCURRENCY)
-            .filter_map(|probe| async move { probe.map(|probe| probe.entry).transpose() })
-            .collect::<Vec<_>>()
-            .await
-            .into_iter()
-            .collect::<Result<_, _>>()?;
+        let probes = stream::iter(ids.to_vec())
+            .map(|id| async move { self.store.probe(namespace, &id, None, None).await })
+            .buffered(BATCH_CONCURRENCY);
+        let found: Vec<Entry> = probes.try_filter_map(|probe| async move { Ok(probe.entry) }).try_collect().await?;
         self.delete_matching(namespace, &found, selector, dry_run).await
     }
 
@@ -300,7 +300,8 @@ impl Cache {
         dry_run: bool,
     ) -> Result<u64, Error> {
         let now = self.clock.now();
-        let ids: Vec<EntryId> = entries.iter().filter(|entry| selector.matches(entry, now)).map(|entry| entry.id).collect();
+        let ids: Vec<EntryId> =
+            entries.iter().filter(|entry| selector.matches(entry, now)).map(|entry| entry.id).collect();
         if dry_run || ids.is_empty() {
             return Ok(ids.len() as u64);
         }
@@ -309,8 +310,7 @@ impl Cache {
 
     /// The counters of a namespace.
     pub async fn stats(&self, namespace: &Namespace) -> Result<Stats, Error> {
-        let (counters, entries) =
-            futures::try_join!(self.store.counters(namespace), self.store.count(namespace))?;
+        let (counters, entries) = futures::try_join!(self.store.counters(namespace), self.store.count(namespace))?;
         Ok(self.stats.total(namespace, counters, entries))
     }
 
@@ -467,12 +467,15 @@ impl<'a> Lookup<'a> {
         if !cache.embedder.fits(&cache.model_text(prompt)).map_err(Error::from)? {
             return Err(Stop::Miss(MissReason::TooLong));
         }
-        let text = prompt.shared();
         let embedded = if self.ask.tiers.exact {
+            // The probe has already asked the engine's memo.
+            let text = prompt.shared();
             cache.embedder.embed_new(self.namespace, text, Purpose::Query, Lane::Interactive, self.deadline).await
         } else {
-            let many = cache.embedder.embed(self.namespace, &[text], Purpose::Query, Lane::Interactive, self.deadline);
-            many.await.and_then(|many| many.into_iter().next().ok_or(embed::Error::Closed))
+            cache
+                .embedder
+                .embed_one(self.namespace, prompt.shared(), Purpose::Query, Lane::Interactive, self.deadline)
+                .await
         }
         .map_err(Error::from)?;
         self.receipt.timings.queue = embedded.queue_wait;

@@ -57,15 +57,8 @@ pub enum MissReason {
 
 impl MissReason {
     /// Every reason, for metrics that start at zero.
-    pub const ALL: [Self; 7] = [
-        Self::Empty,
-        Self::BelowFloor,
-        Self::Expired,
-        Self::Filtered,
-        Self::Bypassed,
-        Self::Degraded,
-        Self::TooLong,
-    ];
+    pub const ALL: [Self; 7] =
+        [Self::Empty, Self::BelowFloor, Self::Expired, Self::Filtered, Self::Bypassed, Self::Degraded, Self::TooLong];
 
     /// The word for logs, metrics and counters.
     pub fn as_str(self) -> &'static str {

@@ -205,7 +205,11 @@ impl Session {
                 if stored.created { "stored" } else { "replaced" },
                 stored.entry_id,
                 time_text(stored.expire_time),
-                if stored.exact_only { "; the prompt is longer than the model reads, so only the same prompt finds it" } else { "" },
+                if stored.exact_only {
+                    "; the prompt is longer than the model reads, so only the same prompt finds it"
+                } else {
+                    ""
+                },
             ),
         }
         Ok(())

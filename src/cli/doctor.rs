@@ -82,7 +82,10 @@ fn runtime(config: &Config) -> Finding {
     if path.is_file() {
         Finding::good("onnx runtime", path.display().to_string())
     } else {
-        Finding::bad("onnx runtime", format!("{} is missing; run `make setup`, or set embedding.onnxruntime", path.display()))
+        Finding::bad(
+            "onnx runtime",
+            format!("{} is missing; run `make setup`, or set embedding.onnxruntime", path.display()),
+        )
     }
 }
 
@@ -96,7 +99,13 @@ async fn examine_model(model: &Arc<dyn Model>) -> Finding {
     match embedded.await {
         Ok(Ok(_)) => Finding::good(
             "model",
-            format!("{} ({} components, {} tokens), space {}; it answers", spec.name, spec.dimension, spec.tokens_max, spec.space()),
+            format!(
+                "{} ({} components, {} tokens), space {}; it answers",
+                spec.name,
+                spec.dimension,
+                spec.tokens_max,
+                spec.space()
+            ),
         ),
         Ok(Err(problem)) => Finding::bad("model", problem),
         Err(problem) => Finding::bad("model", problem),
@@ -135,7 +144,8 @@ async fn engine(config: &Config, model: Option<&dyn Model>, spec: Option<&Spec>)
 
 /// A data folder that does not exist yet is fine and must not be made by a mere look.
 fn fresh_data_dir(what: &'static str, dir: &Path) -> Option<Finding> {
-    (!dir.exists()).then(|| Finding::good(what, format!("{} does not exist yet; `refrain serve` makes it", dir.display())))
+    (!dir.exists())
+        .then(|| Finding::good(what, format!("{} does not exist yet; `refrain serve` makes it", dir.display())))
 }
 
 fn report(findings: &[Finding], output: Output) {

@@ -42,8 +42,12 @@ pub(super) async fn run(args: EmbedArgs) -> Result<(), Failure> {
         PurposeArg::Query => EmbedPurpose::Query,
         PurposeArg::Passage => EmbedPurpose::Passage,
     };
-    let request =
-        EmbedRequest { namespace: args.client.namespace.clone(), texts: texts.clone(), purpose: purpose.into(), lane: 0 };
+    let request = EmbedRequest {
+        namespace: args.client.namespace.clone(),
+        texts: texts.clone(),
+        purpose: purpose.into(),
+        lane: 0,
+    };
     let response = client.embed(request).await?.into_inner();
     let floats = |bytes: &[u8]| -> Vec<f32> {
         bytes.chunks_exact(4).map(|c| f32::from_le_bytes([c[0], c[1], c[2], c[3]])).collect()

@@ -14,7 +14,10 @@ pub(super) fn print_json(value: &Value) {
 
 pub(super) fn print_table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) {
     let mut table = Table::new();
-    table.load_preset(UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Dynamic).set_header(header.to_vec());
+    table
+        .load_style(UTF8_FULL_CONDENSED)
+        .set_content_arrangement(ContentArrangement::Dynamic)
+        .set_header(header.to_vec());
     for row in rows {
         table.add_row(row.into_iter().map(|cell| clip(&cell)));
     }
@@ -23,7 +26,8 @@ pub(super) fn print_table(header: &[&str], rows: impl IntoIterator<Item = Vec<St
 
 /// One line, without control characters (a prompt must not steer the terminal), and not too long.
 pub(super) fn clip(text: &str) -> String {
-    let mut clean: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(CELL_CHARS_MAX + 1).collect();
+    let mut clean: String =
+        text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(CELL_CHARS_MAX + 1).collect();
     if clean.chars().count() > CELL_CHARS_MAX {
         clean = clean.chars().take(CELL_CHARS_MAX - 1).chain(['…']).collect();
     }

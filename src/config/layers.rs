@@ -89,8 +89,9 @@ pub(super) fn merge(sources: &Sources) -> Result<Table, Error> {
     if let Some(path) = sources.file() {
         let text = fs::read_to_string(&path)
             .map_err(|problem| Error::File { path: path.clone(), problem: problem.to_string() })?;
-        let layer: Table =
-            text.parse().map_err(|problem: toml::de::Error| Error::File { path: path.clone(), problem: problem.to_string() })?;
+        let layer: Table = text
+            .parse()
+            .map_err(|problem: toml::de::Error| Error::File { path: path.clone(), problem: problem.to_string() })?;
         overlay(&mut table, layer, "", &path.display().to_string())?;
     }
     for (name, value) in &sources.env {
@@ -264,8 +265,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.toml");
         fs::write(&path, "[cache]\nneighbors = 2\nmin_similarity = 0.5\n[limits]\nbatch_max = 7\n").unwrap();
-        let mut sources =
-            sources(&[("REFRAIN_CACHE__NEIGHBORS", "3"), ("REFRAIN_CACHE__MIN_SIMILARITY", "0")], &["cache.neighbors=4"]);
+        let mut sources = sources(
+            &[("REFRAIN_CACHE__NEIGHBORS", "3"), ("REFRAIN_CACHE__MIN_SIMILARITY", "0")],
+            &["cache.neighbors=4"],
+        );
         sources.file = Some(path);
         let config = Config::load(&sources).unwrap();
         assert_eq!(config.cache.neighbors, 4);
@@ -275,10 +278,9 @@ mod tests {
 
     #[test]
     fn unknown_keys_are_refused_with_a_hint_in_every_layer() {
-        for sources in [
-            sources(&[], &["cache.min_similarty=0.9"]),
-            sources(&[("REFRAIN_CACHE__MIN_SIMILARTY", "0.9")], &[]),
-        ] {
+        for sources in
+            [sources(&[], &["cache.min_similarty=0.9"]), sources(&[("REFRAIN_CACHE__MIN_SIMILARTY", "0.9")], &[])]
+        {
             let message = Config::load(&sources).unwrap_err().to_string();
             assert!(message.contains("did you mean `cache.min_similarity`"), "{message}");
         }

@@ -246,7 +246,9 @@ impl Config {
         for (name, ttl) in &self.cache.categories {
             crate::types::Category::new(name).map_err(|invalid| Error::Rule(format!("cache.categories: {invalid}")))?;
             if ttl.0.is_zero() || ttl.0 > self.cache.ttl_max {
-                return Err(Error::Rule(format!("cache.categories.{name} is more than zero and at most cache.ttl_max")));
+                return Err(Error::Rule(format!(
+                    "cache.categories.{name} is more than zero and at most cache.ttl_max"
+                )));
             }
         }
         let room_for_message = self.limits.response_bytes_max + self.limits.prompt_bytes_max;

@@ -5,8 +5,7 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
 use super::{
-    convert,
-    page_token,
+    convert, page_token,
     pb::{self, batch_lookup_result, cache_service_server::CacheService},
     status::{item_error, status},
 };
@@ -29,7 +28,10 @@ impl CacheApi {
         if asked.is_empty() || asked == namespace.as_str() {
             return Ok(());
         }
-        Err(Invalid::new(format!("requests[{at}].namespace"), "is another than the batch's; send it in a batch of its own"))
+        Err(Invalid::new(
+            format!("requests[{at}].namespace"),
+            "is another than the batch's; send it in a batch of its own",
+        ))
     }
 }
 

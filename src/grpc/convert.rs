@@ -6,7 +6,9 @@ use prost_types::{Duration as PbDuration, Timestamp as PbTimestamp};
 use tonic::{Extensions, Request};
 
 use crate::{
-    cache::{Answer, Ask, Expiration, MissReason, NewAnswer, Outcome, Receipt, Selector, Stats, Stored, Tier, Tiers, Timings},
+    cache::{
+        Answer, Ask, Expiration, MissReason, NewAnswer, Outcome, Receipt, Selector, Stats, Stored, Tier, Tiers, Timings,
+    },
     config::Limits,
     embed::model::Spec,
     error::Invalid,
@@ -56,7 +58,9 @@ pub(super) fn request_id(id: &str) -> Result<Option<RequestId>, Invalid> {
     match id.len() {
         0 => Ok(None),
         1..=RequestId::BYTES_MAX => Ok(Some(RequestId(id.into()))),
-        more => Err(Invalid::new("request_id", format!("has {more} bytes; at most {} are allowed", RequestId::BYTES_MAX))),
+        more => {
+            Err(Invalid::new("request_id", format!("has {more} bytes; at most {} are allowed", RequestId::BYTES_MAX)))
+        }
     }
 }
 
@@ -190,7 +194,11 @@ pub(super) fn selector(selector: Option<pb::EntrySelector>, limits: &Limits) -> 
     if selector.entry_ids.len() > limits.selector_ids_max {
         return Err(Invalid::new(
             "selector.entry_ids",
-            format!("holds {} ids; at most {} are allowed (limits.selector_ids_max)", selector.entry_ids.len(), limits.selector_ids_max),
+            format!(
+                "holds {} ids; at most {} are allowed (limits.selector_ids_max)",
+                selector.entry_ids.len(),
+                limits.selector_ids_max
+            ),
         ));
     }
     let ids: Vec<EntryId> =

@@ -68,7 +68,10 @@ impl EmbeddingService for EmbeddingApi {
         }))
     }
 
-    async fn get_model(&self, _request: Request<pb::GetModelRequest>) -> Result<Response<pb::GetModelResponse>, Status> {
+    async fn get_model(
+        &self,
+        _request: Request<pb::GetModelRequest>,
+    ) -> Result<Response<pb::GetModelResponse>, Status> {
         Ok(Response::new(pb::GetModelResponse { model: Some(convert::spec_to_pb(self.embedder.spec())) }))
     }
 }

@@ -76,7 +76,11 @@ impl Health for HealthApi {
     async fn watch(&self, request: Request<HealthCheckRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let known = self.knows(&request.get_ref().service);
         let updates = WatchStream::new(self.reporter.0.subscribe()).map(move |serving| {
-            Ok(if known { response(serving) } else { HealthCheckResponse { status: ServingStatus::ServiceUnknown.into() } })
+            Ok(if known {
+                response(serving)
+            } else {
+                HealthCheckResponse { status: ServingStatus::ServiceUnknown.into() }
+            })
         });
         let stop = self.stop.clone();
         Ok(Response::new(Box::pin(updates.take_until(async move { stop.cancelled().await }))))

@@ -166,9 +166,12 @@ async fn call_within(
             tracing::error!("a call panicked; the panic's own message stands above");
             Err(edge_status(Code::Internal, "INTERNAL", "an internal error; the server's log has the detail", None))
         }
-        Err(_elapsed) => {
-            Err(edge_status(Code::DeadlineExceeded, "DEADLINE_PASSED", "the deadline passed before the answer was ready", None))
-        }
+        Err(_elapsed) => Err(edge_status(
+            Code::DeadlineExceeded,
+            "DEADLINE_PASSED",
+            "the deadline passed before the answer was ready",
+            None,
+        )),
     }
 }
 

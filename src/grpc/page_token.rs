@@ -31,7 +31,9 @@ pub(super) fn decode(token: &str) -> Result<Option<Cursor>, Invalid> {
         }),
         _ => None,
     };
-    cursor.map(Some).ok_or_else(|| Invalid::new("page_token", "is not one this server gave out; start again with an empty one"))
+    cursor
+        .map(Some)
+        .ok_or_else(|| Invalid::new("page_token", "is not one this server gave out; start again with an empty one"))
 }
 
 #[cfg(test)]

@@ -180,7 +180,9 @@ pub async fn serve(
 fn routes(services: Services, settings: &config::Server, stop: &CancellationToken) -> Routes {
     let bytes_max = settings.message_bytes_max;
     let mut routes = Routes::new(
-        CacheServiceServer::new(services.cache).max_decoding_message_size(bytes_max).max_encoding_message_size(bytes_max),
+        CacheServiceServer::new(services.cache)
+            .max_decoding_message_size(bytes_max)
+            .max_encoding_message_size(bytes_max),
     )
     .add_service(
         EmbeddingServiceServer::new(services.embedding)

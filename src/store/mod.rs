@@ -80,6 +80,16 @@ pub struct Cursor {
     pub id: EntryId,
 }
 
+/// How much of each entry a listing brings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detail {
+    /// All of it.
+    Whole,
+    /// All but the response, which comes back empty: bodies may be large and most readers of a
+    /// listing do not look at them.
+    Head,
+}
+
 /// Everything about a key that one round trip can tell.
 #[derive(Clone, Debug, Default)]
 pub struct Probe {
@@ -195,6 +205,7 @@ pub trait CacheStore: Send + Sync {
         namespace: &Namespace,
         after: Option<Cursor>,
         count: usize,
+        detail: Detail,
     ) -> Result<(Vec<Entry>, Option<Cursor>)>;
 
     /// Empties a namespace at once, however large; returns how many entries were alive.

@@ -24,7 +24,8 @@ const TOKENS_BUCKETS: &[f64] = &[16.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0
 
 /// Sends logs to stderr. Fails if the filter cannot be read or a logger stands already.
 pub fn init_logs(settings: &Telemetry) -> Result<(), String> {
-    let filter = EnvFilter::try_new(&settings.log).map_err(|problem| format!("telemetry.log = {:?}: {problem}", settings.log))?;
+    let filter = EnvFilter::try_new(&settings.log)
+        .map_err(|problem| format!("telemetry.log = {:?}: {problem}", settings.log))?;
     let registry = tracing_subscriber::registry().with(filter);
     match settings.log_format {
         LogFormat::Text => registry.with(fmt::layer().with_writer(io::stderr)).try_init(),

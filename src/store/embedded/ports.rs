@@ -12,8 +12,8 @@ use super::{
 };
 use crate::{
     store::{
-        CacheStore, Cursor, Entry, Error, Health, MemoKey, MemoStore, Nearest, NearestQuery, NewEntry, Probe, Put,
-        RequestId, Result,
+        CacheStore, Cursor, Detail, Entry, Error, Health, MemoKey, MemoStore, Nearest, NearestQuery, NewEntry, Probe,
+        Put, RequestId, Result,
     },
     types::{Deadline, EntryId, Namespace, Vector},
 };
@@ -77,10 +77,11 @@ impl CacheStore for Embedded {
         namespace: &Namespace,
         after: Option<Cursor>,
         count: usize,
+        detail: Detail,
     ) -> Result<(Vec<Entry>, Option<Cursor>)> {
         let (namespace, now) = (namespace.clone(), self.clock.now());
         self.read("list", None, move |connection| {
-            reads::list(connection, &namespace, after, count, now).map_err(|e| failure::sql("list", &e))
+            reads::list(connection, &namespace, after, count, detail, now).map_err(|e| failure::sql("list", &e))
         })
         .await
     }

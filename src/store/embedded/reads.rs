@@ -6,7 +6,7 @@ use rusqlite::{Connection, OptionalExtension, Row, types::Type};
 
 use super::vectors::{self, Label};
 use crate::{
-    store::{Cursor, Entry, MemoKey, Probe, Usage},
+    store::{Cursor, Detail, Entry, MemoKey, Probe, Usage},
     types::{Attributes, Category, EntryId, Namespace, Prompt, SpaceId, Timestamp, Vector},
 };
 
@@ -15,6 +15,14 @@ type Sql<T> = rusqlite::Result<T>;
 /// Columns of an entry as [`entry`] reads them.
 const ENTRY: &str = "id, prompt, attributes, category, response, content_type, \
                      input_tokens, output_tokens, cost_micros, latency_ns, created_ms, expires_ms";
+
+/// The same without the body, which SQLite then does not even read from its overflow pages.
+fn columns(detail: Detail) -> String {
+    match detail {
+        Detail::Whole => ENTRY.to_owned(),
+        Detail::Head => ENTRY.replace(" response,", " x'',"),
+    }
+}
 
 /// The entry and the memoized vector, as of one moment.
 pub(super) fn probe(
@@ -46,6 +54,7 @@ pub(super) fn list(
     namespace: &Namespace,
     after: Option<Cursor>,
     count: usize,
+    detail: Detail,
     now: Timestamp,
 ) -> Sql<(Vec<Entry>, Option<Cursor>)> {
     // What ends at `now` is dead, so every living entry comes after the last possible dead one.
@@ -57,7 +66,8 @@ pub(super) fn list(
     let mut more = false;
     {
         let mut statement = transaction.prepare_cached(&format!(
-            "SELECT {ENTRY} FROM entries WHERE epoch = ?1 AND (expires_ms, id) > (?2, ?3) ORDER BY expires_ms, id"
+            "SELECT {} FROM entries WHERE epoch = ?1 AND (expires_ms, id) > (?2, ?3) ORDER BY expires_ms, id",
+            columns(detail)
         ))?;
         let mut rows = statement.query((epoch, expires.0, id))?;
         while let Some(row) = rows.next()? {
