@@ -165,7 +165,7 @@ pub async fn start(config: Config, clock: Clock, metrics: Option<PrometheusHandl
 pub async fn load_model(config: &Config) -> Result<Arc<dyn Model>, ModelError> {
     let name = config.embedding.model.clone();
     if name == "fake" {
-        return Ok(Arc::new(fake::FakeModel::default()));
+        return Ok(Arc::new(fake::Fake::new()));
     }
     let (runtime, dir, cache_dir) = (config.onnxruntime(), config.model_dir(), config.assets_dir().join("hub"));
     let loading = tokio::task::spawn_blocking(move || -> Result<Arc<dyn Model>, ModelError> {

@@ -189,7 +189,7 @@ impl Cache {
         }
         let mut timings = Timings::default();
         let id = EntryId::derive(&answer.prompt, &answer.attributes);
-        let exact_only = !self.embedder.fits(&self.model_text(&answer.prompt))?;
+        let exact_only = !self.embedder.fits(answer.prompt.as_str())?;
         let vector = if exact_only {
             None
         } else {
@@ -318,12 +318,6 @@ impl Cache {
     /// second, and once more when the server stops.
     pub async fn flush_stats(&self) {
         self.stats.flush(&*self.store).await;
-    }
-
-    /// The text the model would read.
-    fn model_text<'a>(&self, prompt: &'a Prompt) -> std::borrow::Cow<'a, str> {
-        let prefix = self.embedder.spec().prefix(Purpose::Query);
-        if prefix.is_empty() { prompt.as_str().into() } else { format!("{prefix}{}", prompt.as_str()).into() }
     }
 
     fn expiry(&self, answer: &NewAnswer, now: Timestamp) -> Result<Timestamp, Invalid> {
@@ -464,7 +458,7 @@ impl<'a> Lookup<'a> {
         let (cache, prompt) = (self.cache, &self.ask.prompt);
         // A text that is cut has the vector of its beginning: two prompts with one beginning
         // would look the same, so only an exact hit can be trusted.
-        if !cache.embedder.fits(&cache.model_text(prompt)).map_err(Error::from)? {
+        if !cache.embedder.fits(prompt.as_str()).map_err(Error::from)? {
             return Err(Stop::Miss(MissReason::TooLong));
         }
         let embedded = if self.ask.tiers.exact {

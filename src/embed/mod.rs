@@ -175,6 +175,19 @@ impl Embedder {
         Ok(wanted.into_iter().filter_map(|want| want.embedded).collect())
     }
 
+    /// Embeds one text; see [`Embedder::embed`].
+    pub async fn embed_one(
+        &self,
+        namespace: &Namespace,
+        text: Arc<str>,
+        purpose: Purpose,
+        lane: Lane,
+        deadline: Option<Deadline>,
+    ) -> Result<Embedded, Error> {
+        // One text was wanted, and `embed` answers for all or fails.
+        self.embed(namespace, &[text], purpose, lane, deadline).await?.pop().ok_or(Error::Closed)
+    }
+
     /// Embeds a text that neither tier of the memo knows, as the caller has found out. One
     /// computation serves all who ask at once, and both tiers remember it.
     ///
