@@ -48,6 +48,9 @@ pub(super) enum Outcome {
 pub(super) struct Flight {
     /// `None` for an inference that is not to be remembered.
     address: Option<Address>,
+    /// The text as the model reads it.
+    text: Arc<str>,
+    /// Its length before any cut.
     tokens: usize,
     interactive: AtomicBool,
     waiters: AtomicUsize,
@@ -141,6 +144,7 @@ impl Board {
         let (sender, reply) = oneshot::channel();
         let flight = Arc::new(Flight {
             address,
+            text: Arc::clone(text),
             tokens,
             interactive: AtomicBool::new(asker.lane == Lane::Interactive),
             waiters: AtomicUsize::new(1),
@@ -149,7 +153,15 @@ impl Board {
             replies: Mutex::new(Some(vec![sender])),
         });
         let waiter = Waiter { flight: Arc::clone(&flight), reply };
-        (waiter, Text { text: Arc::clone(text), flight, board: Arc::clone(self) })
+        (waiter, Text { flight, board: Arc::clone(self) })
+    }
+
+    /// How many wait for a text, in any namespace.
+    #[cfg(test)]
+    pub(super) fn waiters(&self, text: &str) -> usize {
+        let flights = self.flights.lock();
+        let flights = flights.values().filter(|flight| *flight.text == *text);
+        flights.map(|flight| flight.waiters.load(Ordering::Acquire)).sum()
     }
 
     /// Ends a flight: remembers its vector, takes it off the board and answers all who wait.
@@ -193,7 +205,6 @@ impl Flight {
 
 /// A text in the queue or with a worker. Whatever becomes of it, its flight ends.
 pub(super) struct Text {
-    text: Arc<str>,
     flight: Arc<Flight>,
     board: Arc<Board>,
 }
@@ -201,7 +212,7 @@ pub(super) struct Text {
 impl Text {
     /// The text as the model reads it.
     pub(super) fn text(&self) -> &Arc<str> {
-        &self.text
+        &self.flight.text
     }
 
     /// Where its vector is remembered.

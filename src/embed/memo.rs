@@ -213,6 +213,12 @@ impl Memo {
         self.tasks.wait().await;
     }
 
+    /// Lets the cache finish its own housekeeping, which it otherwise does by and by.
+    #[cfg(test)]
+    pub(super) fn settle(&self) {
+        self.process.run_pending_tasks();
+    }
+
     pub(super) fn stats(&self) -> MemoStats {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         MemoStats {
