@@ -88,8 +88,6 @@ pub struct Settings {
     pub durability: Durability,
     /// Page cache of each connection, in KiB.
     pub cache_kib: NonZeroU32,
-    /// How much of the file is read through a memory map, in MiB; 0 for none.
-    pub mmap_mib: u32,
 }
 
 /// What an acknowledged write survives.

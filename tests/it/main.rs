@@ -1,0 +1,12 @@
+//! Black-box tests, one binary so that they link once.
+
+#![expect(missing_docs, reason = "tests say what they are for in their names")]
+
+mod conformance;
+mod crash;
+mod data;
+mod embedded_dir;
+
+// ---- Redis side: enable these two lines together, and the last line of `conformance.rs`. ----
+// mod redis_rules;
+// mod redis_server;
