@@ -5,6 +5,7 @@
 //! measured against stands at the head of `src/store/embedded/scan.rs`.
 
 #![expect(missing_docs, reason = "criterion's macros make public functions")]
+#![expect(clippy::expect_used, reason = "a bench that meets the unexpected ends there")]
 
 #[expect(dead_code, reason = "shared with the tests, which use all of it")]
 #[path = "../tests/it/data.rs"]
@@ -66,7 +67,7 @@ fn new_entry(number: u64, vector: &Vector) -> NewEntry {
         content_type: "text/plain".to_owned(),
         usage: Usage::default(),
         created,
-        expires: created.plus(Duration::from_secs(86_400)),
+        expires: created.plus(Duration::from_hours(24)),
     };
     NewEntry { entry, vector: Some((data::space(), vector.clone())) }
 }
@@ -114,7 +115,7 @@ fn probe(criterion: &mut Criterion) {
     let memo = MemoKey([7; 32]);
     let remembered = [(memo, vectors[0].clone())];
     runtime
-        .block_on(engine.memo.write(&namespace(), &remembered, Duration::from_secs(3_600)))
+        .block_on(engine.memo.write(&namespace(), &remembered, Duration::from_hours(1)))
         .expect("the memo is written");
     let ids: Vec<_> = vectors.iter().enumerate().map(|(n, vector)| new_entry(n as u64, vector).entry.id).collect();
     let (namespace, mut turn) = (namespace(), 0);

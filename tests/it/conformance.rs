@@ -33,6 +33,8 @@ use crate::data::space;
 pub struct Harness {
     pub engine: Engine,
     pub clock: Clock,
+    /// Tells the namespaces of this run from those an earlier one left on a server.
+    run: i64,
     reopen: Option<Reopen>,
     /// Directories and servers that must outlive the engine.
     _kept: Box<dyn Any + Send + Sync>,
@@ -46,7 +48,8 @@ static NAMESPACES: AtomicU64 = AtomicU64::new(0);
 impl Harness {
     /// An engine that follows `clock`; `kept` is dropped after it.
     pub fn new(engine: Engine, clock: Clock, kept: impl Any + Send + Sync) -> Self {
-        Self { engine, clock, reopen: None, _kept: Box::new(kept) }
+        let run = Clock::system().now().0;
+        Self { engine, clock, run, reopen: None, _kept: Box::new(kept) }
     }
 
     /// How to open the same data again, after the engine was closed.
@@ -73,8 +76,7 @@ impl Harness {
     /// A namespace that no other test and no earlier run has used.
     pub fn namespace(&self) -> Namespace {
         let number = NAMESPACES.fetch_add(1, Ordering::Relaxed);
-        let run = Clock::system().now().0;
-        Namespace::new(&format!("t.{}.{run}.{number}", std::process::id())).expect("the name is valid")
+        Namespace::new(&format!("t.{}.{}.{number}", std::process::id(), self.run)).expect("the name is valid")
     }
 
     /// An entry that lives for an hour and tells the prompt back.
@@ -135,7 +137,7 @@ impl Harness {
     }
 }
 
-pub const HOUR: Duration = Duration::from_secs(3_600);
+pub const HOUR: Duration = Duration::from_hours(1);
 
 /// Ids of candidates, in their order.
 pub fn ids(candidates: &[Candidate]) -> Vec<EntryId> {

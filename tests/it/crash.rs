@@ -176,6 +176,6 @@ fn entry(round: u64, number: usize) -> Entry {
         content_type: "text/plain".to_owned(),
         usage: refrain::store::Usage::default(),
         created,
-        expires: created.plus(Duration::from_secs(3_600 * 24 * 36_500)),
+        expires: created.plus(Duration::from_hours(24 * 36_500)),
     }
 }

@@ -26,7 +26,7 @@ pub const CRAFTED: &[&str] = &[
     "e\u{301} and \u{e9}",
 ];
 
-/// SplitMix64: small, seeded, and good enough to place test points.
+/// `SplitMix64`: small, seeded, and good enough to place test points.
 #[derive(Clone)]
 pub struct Random(pub u64);
 
@@ -74,7 +74,9 @@ pub fn clustered_in(dimension: usize, seed: u64, count: usize) -> Vec<Vector> {
         .map(|number| {
             let center = &centers[number % centers.len()];
             let mut values = random.row(dimension);
-            values.iter_mut().for_each(|value| *value *= 0.02);
+            for value in &mut values {
+                *value *= 0.02;
+            }
             for (axis, middle) in basis.iter().zip(center) {
                 let weight = middle + 0.3 * random.unit();
                 values.iter_mut().zip(axis).for_each(|(value, a)| *value += weight * a);

@@ -1,5 +1,11 @@
 //! Black-box tests, one binary so that they link once.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that meets the unexpected ends there"
+)]
 #![expect(unreachable_pub, reason = "one binary, whose modules share what is public")]
 
 mod conformance;

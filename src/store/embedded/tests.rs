@@ -10,7 +10,7 @@ use crate::{
     types::{Attributes, EntryId, Prompt, Vector},
 };
 
-const HOUR: Duration = Duration::from_secs(3_600);
+const HOUR: Duration = Duration::from_hours(1);
 
 fn number(n: usize) -> NonZeroUsize {
     NonZeroUsize::new(n).unwrap()
@@ -90,13 +90,13 @@ async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
 /// Keeps the only reader busy until told otherwise.
 fn block_reader(embedded: &Embedded) -> std::sync::mpsc::SyncSender<()> {
     let (release, blocked) = std::sync::mpsc::sync_channel::<()>(0);
-    let (begin, begun) = std::sync::mpsc::sync_channel(0);
+    let (entered, entry) = std::sync::mpsc::sync_channel(0);
     let job: Job = Box::new(move |_| {
-        begin.send(()).unwrap();
+        entered.send(()).unwrap();
         let _ = blocked.recv();
     });
     embedded.read_queue.push(job).unwrap();
-    begun.recv().unwrap();
+    entry.recv().unwrap();
     release
 }
 
@@ -131,7 +131,7 @@ async fn expired_and_emptied_rows_are_swept() {
 
 #[test]
 fn a_sweep_leaves_the_writer_its_time() {
-    let (took, interval) = (Duration::from_millis(10), Duration::from_secs(60));
+    let (took, interval) = (Duration::from_millis(10), Duration::from_mins(1));
     let pause = |rows, more| sweep::pause(&sweep::Swept { rows, more }, took, interval);
     assert_eq!(pause(7, true), Duration::from_millis(30));
     assert_eq!(pause(3, false), interval);
@@ -249,21 +249,22 @@ async fn a_failing_verb_takes_no_other_with_it() {
          BEGIN SELECT RAISE(ABORT, 'refused on purpose'); END",
     )
     .unwrap();
-    drop(file);
     let embedded = open_with(dir.path(), settings(), &clock);
     let engine = engine(&embedded);
-    let (good, bad) = (new_entry(&clock, "good", HOUR), new_entry(&clock, "bad", HOUR));
-    let (vector, id) = (bad.vector.clone().unwrap().1, good.entry.id);
-    let [cache, namespace] = [&engine.cache, &engine.cache].map(|cache| cache.as_ref()).map(|c| (c, namespace()));
-    let (first, second, third) = tokio::join!(
-        cache.0.put(&cache.1, good.clone(), None),
-        namespace.0.put(&namespace.1, bad, None),
-        cache.0.put(&cache.1, new_entry(&clock, "also good", HOUR), None),
-    );
-    assert!(first.is_ok() && third.is_ok());
-    assert!(second.unwrap_err().to_string().contains("refused on purpose"));
+    // The writer waits for the file with the first, so that the others make one batch.
+    file.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let put = async |text| engine.cache.put(&namespace(), new_entry(&clock, text, HOUR), None).await;
+    let unblock = async {
+        tokio::task::yield_now().await;
+        file.execute_batch("ROLLBACK").unwrap();
+    };
+    let (first, good, bad, also_good, ()) =
+        tokio::join!(put("first"), put("good"), put("bad"), put("also good"), unblock);
+    assert!(first.is_ok() && good.is_ok() && also_good.is_ok());
+    assert!(bad.unwrap_err().to_string().contains("refused on purpose"));
+    let (namespace, vector) = (namespace(), Vector::new(vec![1.0, 1.0]).unwrap());
     let query = NearestQuery {
-        namespace: &cache.1,
+        namespace: &namespace,
         space: space().0,
         vector: &vector,
         attributes: &Attributes::default(),
@@ -271,8 +272,7 @@ async fn a_failing_verb_takes_no_other_with_it() {
         deadline: None,
     };
     let nearest = engine.cache.nearest(query).await.unwrap();
-    assert_eq!((nearest.candidates.len(), nearest.population), (2, 2), "memory shows what was committed");
-    assert!(nearest.candidates.iter().any(|candidate| candidate.id == id));
+    assert_eq!((nearest.candidates.len(), nearest.population), (3, 3), "memory shows what was committed");
     engine.health.close().await;
 }
 

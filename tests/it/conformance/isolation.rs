@@ -61,7 +61,7 @@ async fn one_case(harness: &Harness, items: &[Item], free: &str, vectors: &[Vect
     for (entry, vector) in &entries {
         harness.put(&ours, entry, Some(vector)).await;
     }
-    harness.memo().write(&ours, &[(memo, vectors[0].clone())], Duration::from_secs(60)).await.unwrap();
+    harness.memo().write(&ours, &[(memo, vectors[0].clone())], Duration::from_mins(1)).await.unwrap();
 
     assert_sees(harness, &theirs, &[], &entries).await;
     assert_eq!(harness.memo().read(&theirs, &[memo], None).await.unwrap(), [None]);

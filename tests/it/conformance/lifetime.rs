@@ -10,7 +10,7 @@ use refrain::{
 use super::{HOUR, Harness, ids};
 use crate::data::{clustered, space};
 
-const MINUTE: Duration = Duration::from_secs(60);
+const MINUTE: Duration = Duration::from_mins(1);
 
 pub async fn expired_entries_are_gone_everywhere(harness: &mut Harness) {
     let namespace = harness.namespace();

@@ -109,10 +109,10 @@ pub async fn duplicates_hide_nobody(harness: &mut Harness) {
     let mut vectors = clustered(14, 201);
     let duplicate = vectors.pop().expect("there are 201");
     let set = |number: usize| attributes(&[("user", &number.to_string())]);
-    for number in 0..200 {
+    for (number, vector) in vectors.iter().enumerate() {
         harness.put(&namespace, &harness.entry("same", &set(number)), Some(&duplicate)).await;
         let distinct = harness.entry(&format!("distinct {number}"), &Attributes::default());
-        harness.put(&namespace, &distinct, Some(&vectors[number])).await;
+        harness.put(&namespace, &distinct, Some(vector)).await;
     }
     for (number, vector) in vectors.iter().enumerate() {
         let distinct = harness.entry(&format!("distinct {number}"), &Attributes::default());
