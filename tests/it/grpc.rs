@@ -10,7 +10,10 @@ use refrain::grpc::pb::{
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use crate::sidecar::{Sidecar, answer, ask, eventually, prompt};
+use crate::{
+    redis_server::eventually,
+    sidecar::{Sidecar, answer, ask, prompt},
+};
 
 fn reason(status: &Status) -> String {
     status.get_details_error_info().map(|info| info.reason).unwrap_or_default()
@@ -278,20 +281,14 @@ async fn statistics_add_up() {
         cache.lookup(ask("a", "q")).await.unwrap();
     }
     let request = GetCacheStatsRequest { namespace: "a".into() };
-    let mut last = None;
-    eventually("the counters arrive", || {
-        let mut cache = cache.clone();
-        let request = request.clone();
-        let last = &mut last;
+    let stats = eventually("the counters arrive", || {
+        let (mut cache, request) = (cache.clone(), request.clone());
         async move {
             let stats = cache.get_cache_stats(request).await.unwrap().into_inner();
-            let whole = stats.lookups == 4;
-            *last = Some(stats);
-            whole
+            (stats.lookups == 4).then_some(stats)
         }
     })
     .await;
-    let stats = last.unwrap();
     assert_eq!((stats.entries, stats.exact_hits, stats.semantic_hits, stats.misses, stats.stores), (1, 3, 0, 1, 1));
     assert_eq!(stats.misses_by_reason, HashMap::from([("empty".to_owned(), 1)]));
     let saved = stats.saved.unwrap();

@@ -115,17 +115,3 @@ pub fn answer(namespace: &str, text: &str, response: &str) -> StoreRequest {
         ..StoreRequest::default()
     }
 }
-
-/// Waits until `condition` holds, yielding in between; panics with `what` past the bound.
-pub async fn eventually<F, Fut>(what: &str, mut condition: F)
-where
-    F: FnMut() -> Fut,
-    Fut: Future<Output = bool>,
-{
-    let waiting = async {
-        while !condition().await {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    assert!(tokio::time::timeout(BOUND, waiting).await.is_ok(), "never came true: {what}");
-}

@@ -3,20 +3,20 @@
 //! For one sidecar with a disk of its own and up to about 100,000 entries a namespace; several
 //! sidecars that share a cache, or more entries, take the Redis engine.
 //!
-//! - One writer thread commits everything that waits as one transaction ([`writer`]); reader
+//! - One writer thread commits everything that waits as one transaction (`writer`); reader
 //!   threads with connections of their own serve reads and vector scans. Both stand behind bounded
 //!   queues: a full one refuses before any work. No SQL and no scan runs on the async runtime.
-//! - Search is exact: a scan over the vectors of the namespace ([`scan`]). They are kept in memory
+//! - Search is exact: a scan over the vectors of the namespace (`scan`). They are kept in memory
 //!   for the one space the engine was opened with, and read from SQLite at the start. Entries of
 //!   other spaces stay readable by key.
 //! - Emptying a namespace retires its epoch, one row. What expired or was emptied is invisible at
-//!   once and swept later ([`sweep`]).
+//!   once and swept later (`sweep`).
 //!
 //! *What a crash loses:* of acknowledged writes nothing when the process dies, however it dies;
 //! what a power cut may take is [`Durability`]'s choice. An unacknowledged write is there whole or
 //! not at all.
 //!
-//! *Architecture invariant:* one process a data directory ([`lock`]), and only the writer thread
+//! *Architecture invariant:* one process a data directory (`lock`), and only the writer thread
 //! changes the file or the vectors. No `rusqlite` type leaves this folder.
 
 mod failure;
@@ -88,8 +88,6 @@ pub struct Settings {
     pub durability: Durability,
     /// Page cache of each connection, in KiB.
     pub cache_kib: NonZeroU32,
-    /// How much of the file is read through a memory map, in MiB; 0 for none.
-    pub mmap_mib: u32,
 }
 
 /// What an acknowledged write survives.

@@ -124,7 +124,8 @@ fn open(path: &Path, flags: OpenFlags, settings: &Settings) -> Result<Connection
     connection.busy_timeout(std::time::Duration::from_secs(5)).map_err(failed)?;
     // Negative: in KiB rather than pages.
     connection.pragma_update(None, "cache_size", -i64::from(settings.cache_kib.get())).map_err(failed)?;
-    connection.pragma_update(None, "mmap_size", i64::from(settings.mmap_mib) << 20).map_err(failed)?;
+    // Never mapped: under a map a failing disk is a signal that ends the process, not an error.
+    connection.pragma_update(None, "mmap_size", 0).map_err(failed)?;
     connection.set_prepared_statement_cache_capacity(64);
     Ok(connection)
 }

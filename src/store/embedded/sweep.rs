@@ -48,16 +48,20 @@ pub(super) fn pause(swept: &Swept, took: Duration, interval: Duration) -> Durati
     }
 }
 
-/// Gives freed pages back to the disk once they are a quarter of the file, some at a time.
-pub(super) fn release_pages(connection: &Connection) -> rusqlite::Result<()> {
+/// Gives freed pages back to the disk, some at a time, once they are a quarter of the file and
+/// worth the trouble. Whether there may be more.
+pub(super) fn release_pages(connection: &Connection) -> rusqlite::Result<bool> {
+    const PAGES_A_STEP: i64 = 1_000;
     let number = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
-    if number("freelist_count")? * 4 > number("page_count")? {
-        // The statement frees one page a step, so it is stepped to its end.
-        let mut statement = connection.prepare("PRAGMA incremental_vacuum(1000)")?;
-        let mut rows = statement.query(())?;
-        while rows.next()?.is_some() {}
+    let free = number("freelist_count")?;
+    if free < PAGES_A_STEP || free * 4 < number("page_count")? {
+        return Ok(false);
     }
-    Ok(())
+    // The statement frees one page a step, so it is stepped to its end.
+    let mut statement = connection.prepare(&format!("PRAGMA incremental_vacuum({PAGES_A_STEP})"))?;
+    let mut rows = statement.query(())?;
+    while rows.next()?.is_some() {}
+    Ok(true)
 }
 
 /// Whether an epoch was finished, so that another may wait.

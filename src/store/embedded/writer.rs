@@ -173,13 +173,13 @@ impl Writer {
         let mut effects = Vec::new();
         let now = self.clock.now();
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let swept = sweep::chunk(&transaction, now, self.settings.sweep_rows_max.get(), &mut effects)?;
+        let mut swept = sweep::chunk(&transaction, now, self.settings.sweep_rows_max.get(), &mut effects)?;
         transaction.commit()?;
         self.vectors.apply(effects);
         if swept.rows > 0 {
             metrics::swept(swept.rows);
-            sweep::release_pages(&self.connection)?;
         }
+        swept.more |= sweep::release_pages(&self.connection)?;
         let took = self.clock.instant().saturating_duration_since(began);
         Ok(sweep::pause(&swept, took, self.settings.sweep_interval))
     }

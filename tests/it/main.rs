@@ -1,0 +1,18 @@
+//! Black-box tests, one binary so that they link once.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that meets the unexpected ends there"
+)]
+#![expect(unreachable_pub, reason = "one binary, whose modules share what is public")]
+
+mod conformance;
+mod crash;
+mod data;
+mod embedded_dir;
+
+// ---- Redis side: enable these two lines together, and the last line of `conformance.rs`. ----
+// mod redis_rules;
+// mod redis_server;
