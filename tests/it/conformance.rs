@@ -188,5 +188,4 @@ macro_rules! conformance {
 }
 
 conformance!(embedded, crate::embedded_dir::open_embedded);
-// Redis side: enable with the modules in `main.rs`.
-// conformance!(redis, crate::redis_server::open_redis);
+conformance!(redis, crate::redis_server::open_redis);

@@ -12,7 +12,7 @@ mod conformance;
 mod crash;
 mod data;
 mod embedded_dir;
-
-// ---- Redis side: enable these two lines together, and the last line of `conformance.rs`. ----
-// mod redis_rules;
-// mod redis_server;
+mod grpc;
+mod redis_server;
+mod server;
+mod sidecar;
