@@ -130,8 +130,11 @@ async fn refusals_say_what_to_do() {
     let error = try_put(&harness, &namespace, &entries[0], &vectors[0]).await.unwrap_err();
     assert!(matches!(error, Error::Unavailable { .. }) && error.to_string().contains("maxmemory"), "{error}");
     assert!(harness.get(&namespace, &entries[1].id).await.is_some(), "reads go on");
+    assert_eq!(harness.cache().delete(&namespace, &[entries[1].id], None).await.unwrap(), 1);
+    assert_eq!(harness.cache().empty(&namespace, None).await.unwrap(), 2, "memory can be won back");
     run(&mut client, &["CONFIG", "SET", "maxmemory", "0"]).await;
 
+    harness.put(&namespace, &entries[0], Some(&vectors[0])).await;
     run(&mut client, &["REPLICAOF", "127.0.0.1", "1"]).await;
     let error = try_put(&harness, &namespace, &entries[0], &vectors[0]).await.unwrap_err();
     assert!(matches!(error, Error::Unavailable { .. }) && error.to_string().contains("primary"), "{error}");
