@@ -278,9 +278,9 @@ struct Want {
 impl Embedder {
     fn check_texts(&self, texts: &[Arc<str>]) -> Result<(), Invalid> {
         let settings = &self.0.settings;
-        if texts.len() > settings.texts_max {
+        if texts.is_empty() || texts.len() > settings.texts_max {
             let problem = format!(
-                "holds {} texts; at most {} are allowed in a call (embed.texts_max)",
+                "holds {} texts; 1 to {} are allowed in a call (embedding.texts_max)",
                 texts.len(),
                 settings.texts_max
             );

@@ -13,6 +13,7 @@ mod crash;
 mod data;
 mod embedded_dir;
 mod grpc;
+mod redis_rules;
 mod redis_server;
 mod server;
 mod sidecar;

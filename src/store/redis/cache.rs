@@ -104,23 +104,18 @@ impl Store {
                 Some(known) => known,
                 None => self.start_epoch(namespace, &state).await?,
             };
-            // The index stands before the first entry, so that no entry is ever outside of one.
-            let place = match &new.vector {
-                Some((space, vector)) => {
-                    let place = Place {
-                        namespace: namespace.clone(),
-                        state: Arc::clone(&state),
-                        epoch: known,
-                        space: *space,
-                        dimension: vector.dimension(),
-                    };
-                    match self.resolve(&place, Purpose::Write, None).await? {
-                        Resolved::Index(_) => Some(place),
-                        Resolved::Moved | Resolved::Empty => continue,
-                    }
-                }
-                None => None,
+            // The index stands before the first entry, with a vector or without, so that none is
+            // ever outside of it and no later creation has to scan.
+            let (space, dimension) = match &new.vector {
+                Some((space, vector)) => (*space, vector.dimension()),
+                None => self.space,
             };
+            let place =
+                Place { namespace: namespace.clone(), state: Arc::clone(&state), epoch: known, space, dimension };
+            match self.resolve(&place, Purpose::Write, None).await? {
+                Resolved::Index(_) => {}
+                Resolved::Moved | Resolved::Empty => continue,
+            }
             let script_keys = [
                 keys.epoch(),
                 keys.entry(known, &new.entry.id),
@@ -142,9 +137,7 @@ impl Store {
             match mutation(&mut replies)? {
                 Mutation::Done(created, live) => {
                     let live = live.and_then(|live| live.parse().ok()).unwrap_or_default();
-                    if let Some(place) = place {
-                        self.promote_if_grown(&place, live);
-                    }
+                    self.promote_if_grown(&place, live);
                     return Ok(Put { created: created == 1 });
                 }
                 Mutation::Moved(seen) => state.saw_epoch(seen),
@@ -300,8 +293,9 @@ impl Store {
             pipeline.cmd("PEXPIRE").arg(SWEEPS).arg(sweep_ms);
             pipeline.add_command(scripts::call(&scripts::EMPTY, &script_keys, &args));
             let mut replies = self.run_script(&pipeline, None, Repeat::Never).await?;
-            replies.take()?;
-            replies.take()?;
+            // Without memory the note is refused; emptying goes on, and this process sweeps.
+            replies.skip();
+            replies.skip();
             match mutation(&mut replies)? {
                 Mutation::Done(alive, next) => {
                     if let Some(next) = next.and_then(|next| next.parse().ok()) {

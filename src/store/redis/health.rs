@@ -37,13 +37,13 @@ impl Store {
         let facts = self.facts();
         let mut parts = vec![
             ("address".to_owned(), self.address()),
-            ("redis".to_owned(), facts.server),
-            ("search module".to_owned(), facts.search.map_or_else(|| "unknown".to_owned(), version_text)),
+            ("redis version".to_owned(), facts.server),
+            ("search module version".to_owned(), facts.search.map_or_else(|| "unknown".to_owned(), version_text)),
             ("mode".to_owned(), facts.mode),
             ("maxmemory".to_owned(), line("maxmemory_human")),
             ("maxmemory policy".to_owned(), line("maxmemory_policy")),
             ("used memory".to_owned(), line("used_memory_human")),
-            ("layout".to_owned(), LAYOUT.to_owned()),
+            ("layout version".to_owned(), LAYOUT.to_owned()),
         ];
         let mut names: Vec<String> =
             self.index_names().await?.into_iter().filter(|name| parse_index(name).is_some()).collect();

@@ -17,6 +17,9 @@ local alive = redis.call('ZCOUNT', KEYS[2], '(' .. ARGV[2], '+inf')
 local time = redis.call('TIME')
 local next_epoch = math.max(time[1] * 1000000 + time[2], tonumber(epoch) + 1)
 local text = string.format('%.0f', next_epoch)
+-- DEL goes first: it is allowed without memory, and so is what a script writes after it. Emptying
+-- is how memory is won back.
+redis.call('DEL', KEYS[1])
 redis.call('SET', KEYS[1], text)
 redis.call('SADD', KEYS[4], epoch)
 redis.call('PEXPIRE', KEYS[4], ARGV[4])

@@ -13,6 +13,9 @@ local old_expires = redis.call('HGET', KEYS[2], 'expires')
 local created = '1'
 if old_expires and tonumber(old_expires) > tonumber(ARGV[2]) then created = '0' end
 
+-- ZADD goes first: a script whose first write is allowed without memory (DEL) may write on past
+-- maxmemory, and this one must be refused then.
+redis.call('ZADD', KEYS[3], ARGV[3], ARGV[4])
 -- DEL takes a vector field of another space along, which HSET would leave standing.
 redis.call('DEL', KEYS[2])
 redis.call('HSET', KEYS[2], unpack(ARGV, 6))
@@ -23,7 +26,6 @@ local time = redis.call('TIME')
 local server_now = time[1] * 1000 + math.floor(time[2] / 1000)
 local gone = redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', server_now, 'LIMIT', 0, 64)
 if #gone > 0 then redis.call('ZREM', KEYS[3], unpack(gone)) end
-redis.call('ZADD', KEYS[3], ARGV[3], ARGV[4])
 local left = redis.call('PTTL', KEYS[3])
 if left < 0 or server_now + left < tonumber(ARGV[3]) then
   redis.call('PEXPIREAT', KEYS[3], ARGV[3])
