@@ -466,7 +466,7 @@ impl Embedder {
 
 fn check_text(text: &str, bytes_max: usize, field: impl Fn() -> String) -> Result<(), Invalid> {
     if text.len() > bytes_max {
-        let problem = format!("has {} bytes; at most {bytes_max} are allowed (embed.text_bytes_max)", text.len());
+        let problem = format!("has {} bytes; at most {bytes_max} are allowed (embedding.text_bytes_max)", text.len());
         return Err(Invalid::new(field(), problem));
     }
     if text.trim().is_empty() {

@@ -201,8 +201,10 @@ pub(super) fn selector(selector: Option<pb::EntrySelector>, limits: &Limits) -> 
             ),
         ));
     }
-    let ids: Vec<EntryId> =
-        selector.entry_ids.iter().map(|id| entry_id(id)).collect::<Result<_, _>>().map_err(|e| e.within("selector"))?;
+    let id = |(at, id): (usize, &String)| {
+        entry_id(id).map_err(|e| Invalid::new(format!("selector.entry_ids[{at}]"), e.problem().to_owned()))
+    };
+    let ids: Vec<EntryId> = selector.entry_ids.iter().enumerate().map(id).collect::<Result<_, _>>()?;
     let parsed = Selector {
         ids: (!ids.is_empty()).then_some(ids),
         prompt: match selector.prompt {

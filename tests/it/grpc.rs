@@ -167,7 +167,7 @@ async fn a_bad_request_names_its_field_and_stores_nothing() {
         ("selector", None),
         ("selector", Some(EntrySelector::default())),
         ("selector.all", Some(EntrySelector { all: true, category: "c".into(), ..Default::default() })),
-        ("selector.entry_id", Some(EntrySelector { entry_ids: vec!["zz".into()], ..Default::default() })),
+        ("selector.entry_ids[0]", Some(EntrySelector { entry_ids: vec!["zz".into()], ..Default::default() })),
     ] {
         let request = InvalidateEntriesRequest { namespace: "a".into(), selector, ..Default::default() };
         assert_eq!(blamed(&cache.invalidate_entries(request).await.unwrap_err()), [field]);
