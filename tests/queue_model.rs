@@ -12,7 +12,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use shuttle::{sync::Arc, thread};
+use shuttle::{
+    sync::{Arc, Barrier},
+    thread,
+};
 
 use crate::{
     pick::{Cause, Lane, Limits, Role},
@@ -40,10 +43,6 @@ mod clock {
     impl Clock {
         pub(crate) fn new() -> Self {
             Self { base: SystemClock::system().instant(), ticks: super::StdArc::default() }
-        }
-
-        pub(crate) fn system() -> Self {
-            Self::new()
         }
 
         pub(crate) fn tick(&self) {
@@ -211,6 +210,27 @@ fn wakes() {
     settle(&queue, &ledger, 6);
 }
 
+/// No worker sleeps while another leaves work behind: each of two workers keeps its batch until
+/// the other has one, so a worker that had to take both would wait for ever.
+fn shares(roles: [Role; 2], lane: Lane) {
+    let ledger = StdArc::new(Ledger::default());
+    let queue = queue(&clock::Clock::new(), 1000);
+    let both_busy = Arc::new(Barrier::new(2));
+    let workers = roles.map(|role| {
+        let (queue, ledger, both_busy) = (Arc::clone(&queue), StdArc::clone(&ledger), Arc::clone(&both_busy));
+        thread::spawn(move || {
+            let batch = queue.next_batch(role).unwrap();
+            ledger.delivered.fetch_add(batch.jobs.len(), Ordering::SeqCst);
+            both_busy.wait();
+        })
+    });
+    // Lengths that do not go together.
+    let jobs = [2, 38].map(|tokens| (Probe::new(&ledger, lane), tokens));
+    assert!(queue.push(lane, jobs.into()).is_ok());
+    join_all(workers.into());
+    settle(&queue, &ledger, 2);
+}
+
 /// The queue is closed while producers still push, some jobs are dead or die while they wait, and
 /// the bound is tight.
 fn closes_during_work() {
@@ -261,6 +281,16 @@ fn every_job_is_delivered_before_the_workers_leave() {
 #[test]
 fn no_wake_up_is_lost() {
     shuttle::check_random(wakes, ITERATIONS);
+}
+
+#[test]
+fn what_a_worker_leaves_behind_goes_to_another() {
+    let questions = || shares([Role::Reserved, Role::General], Lane::Interactive);
+    let documents = || shares([Role::General, Role::General], Lane::Bulk);
+    let help_of_the_reserved = || shares([Role::Reserved, Role::General], Lane::Bulk);
+    for scenario in [questions as fn(), documents, help_of_the_reserved] {
+        shuttle::check_random(scenario, ITERATIONS);
+    }
 }
 
 #[test]

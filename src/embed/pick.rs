@@ -211,7 +211,3 @@ fn worth_padding(one: usize, other: usize) -> bool {
     let (short, long) = (one.min(other), one.max(other));
     long - short <= (short / 2).max(16)
 }
-
-#[cfg(test)]
-#[path = "pick_tests.rs"]
-mod tests;

@@ -2,6 +2,7 @@
 
 mod flights;
 mod memo;
+mod pick;
 mod texts;
 
 use std::{

@@ -2,8 +2,9 @@
 
 use proptest::prelude::*;
 
-use super::*;
-use crate::clock::Clock;
+use std::time::{Duration, Instant};
+
+use crate::{clock::Clock, embed::pick::*};
 
 fn limits() -> Limits {
     Limits {
@@ -96,13 +97,13 @@ proptest! {
     /// are all embedded nevertheless, and each waits at most for its turn.
     #[test]
     fn bulk_is_not_starved(bulk_rows in 1_usize..20, tokens in 1_usize..300) {
-        let (start, limits) = (base(), limits());
+        let (start, limits) = (base(), Limits { batch_rows_max: 2, ..limits() });
         let mut waiting: Vec<_> = (0..bulk_rows).map(|_| job(start, (true, tokens, 0, None, false))).collect();
         let mut history = History::default();
         let turns_max = 2 * bulk_rows + limits.bulk_wait_max.as_millis() as usize / 50 + 2;
         for turn in 0..turns_max {
             let now = start + Duration::from_millis(50) * turn as u32;
-            waiting.extend((0..40).map(|_| job(now, (false, 10, 0, None, false))));
+            waiting.extend((0..3).map(|_| job(now, (false, 10, 0, None, false))));
             history.interactive_seen = Some(now);
             let picked = pick(&waiting, Role::General, history, now, &limits);
             history.bulk_had_its_turn = picked.bulk_had_its_turn;
