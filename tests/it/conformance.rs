@@ -188,5 +188,6 @@ macro_rules! conformance {
 }
 
 conformance!(embedded, crate::embedded_dir::open_embedded);
+conformance!(embedded_sweeping, crate::embedded_dir::open_embedded_sweeping);
 // Redis side: enable with the modules in `main.rs`.
 // conformance!(redis, crate::redis_server::open_redis);
