@@ -22,7 +22,7 @@ use crate::{
     embed::{
         self, Embedder, fake,
         model::{Model, ModelError},
-        onnx,
+        onnx::{Onnx, Source},
     },
     grpc::{
         AdminApi, CacheApi, EmbeddingApi,
@@ -163,16 +163,17 @@ pub async fn start(config: Config, clock: Clock, metrics: Option<PrometheusHandl
 
 /// Loads the model that the settings name, off the runtime's threads.
 pub async fn load_model(config: &Config) -> Result<Arc<dyn Model>, ModelError> {
-    let name = config.embedding.model.clone();
+    let name = &config.embedding.model;
     if name == "fake" {
         return Ok(Arc::new(fake::Fake::new()));
     }
-    let (runtime, dir, cache_dir) = (config.onnxruntime(), config.model_dir(), config.assets_dir().join("hub"));
+    let library = config.onnxruntime();
+    let source = match name.strip_prefix("hub:") {
+        Some(listed) => Source::Named { name: listed.to_owned(), cache: config.assets_dir().join("hub") },
+        None => Source::Folder(config.model_dir()),
+    };
     let loading = tokio::task::spawn_blocking(move || -> Result<Arc<dyn Model>, ModelError> {
-        match name.strip_prefix("hub:") {
-            Some(listed) => Ok(Arc::new(onnx::OnnxModel::from_hub(listed, &cache_dir, &runtime)?)),
-            None => Ok(Arc::new(onnx::OnnxModel::from_dir(&dir, &runtime)?)),
-        }
+        Ok(Arc::new(Onnx::open(&source, &library)?))
     });
     loading.await.map_err(|problem| ModelError::Inference(format!("loading ended unexpectedly: {problem}")))?
 }

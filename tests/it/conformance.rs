@@ -125,7 +125,8 @@ impl Harness {
         let mut entries = Vec::new();
         let mut after = None;
         loop {
-            let (page, next) = self.cache().list(namespace, after, page_size, Detail::Whole).await.expect("list succeeds");
+            let (page, next) =
+                self.cache().list(namespace, after, page_size, Detail::Whole).await.expect("list succeeds");
             assert!(page.len() <= page_size, "a page of {} where {page_size} were asked", page.len());
             entries.extend(page);
             if next.is_none() {
@@ -189,3 +190,4 @@ macro_rules! conformance {
 
 conformance!(embedded, crate::embedded_dir::open_embedded);
 conformance!(redis, crate::redis_server::open_redis);
+conformance!(embedded_sweeping, crate::embedded_dir::open_embedded_sweeping);

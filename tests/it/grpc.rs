@@ -60,11 +60,15 @@ async fn a_prompt_is_missed_stored_and_hit_by_both_tiers() {
 async fn attributes_agree_as_sets_in_both_tiers() {
     let sidecar = Sidecar::start(&[]).await;
     let mut cache = sidecar.cache().await;
-    let with = |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect::<HashMap<_, _>>();
+    let with =
+        |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect::<HashMap<_, _>>();
     cache.store(StoreRequest { attributes: with(&[("model", "m|1")]), ..answer("a", "q", "r") }).await.unwrap();
-    for (pairs, hit) in
-        [(with(&[("model", "m|1")]), true), (with(&[]), false), (with(&[("model", "m|1"), ("x", "y")]), false), (with(&[("model", "m")]), false)]
-    {
+    for (pairs, hit) in [
+        (with(&[("model", "m|1")]), true),
+        (with(&[]), false),
+        (with(&[("model", "m|1"), ("x", "y")]), false),
+        (with(&[("model", "m")]), false),
+    ] {
         let request = LookupRequest { attributes: pairs.clone(), min_similarity: Some(-1.0), ..ask("a", "q") };
         let receipt = cache.lookup(request).await.unwrap().into_inner().receipt.unwrap();
         assert_eq!(receipt.outcome() == Outcome::Hit, hit, "{pairs:?}");
@@ -96,7 +100,12 @@ async fn tiers_and_bypass_are_the_callers_choice() {
     let sidecar = Sidecar::start(&[]).await;
     let mut cache = sidecar.cache().await;
     cache.store(answer("a", "one two three", "r")).await.unwrap();
-    let near = |tiers: Vec<i32>, bypass: bool| LookupRequest { tiers, bypass, min_similarity: Some(-1.0), ..ask("a", "one two") };
+    let near = |tiers: Vec<i32>, bypass: bool| LookupRequest {
+        tiers,
+        bypass,
+        min_similarity: Some(-1.0),
+        ..ask("a", "one two")
+    };
     let mut outcome = async |request| cache.lookup(request).await.unwrap().into_inner().receipt.unwrap();
     assert_eq!(outcome(near(vec![Tier::Exact.into()], false)).await.miss_reason(), MissReason::Bypassed);
     assert_eq!(outcome(near(vec![Tier::Semantic.into()], false)).await.tier(), Tier::Semantic);
@@ -121,7 +130,9 @@ async fn a_prompt_longer_than_the_model_reads_is_matched_exactly_only() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bad_request_names_its_field_and_stores_nothing() {
-    let sidecar = Sidecar::start(&["limits.prompt_bytes_max=100", "limits.response_bytes_max=100", "limits.attributes_max=2"]).await;
+    let sidecar =
+        Sidecar::start(&["limits.prompt_bytes_max=100", "limits.response_bytes_max=100", "limits.attributes_max=2"])
+            .await;
     let mut cache = sidecar.cache().await;
     let seconds = |seconds| prost_types::Duration { seconds, nanos: 0 };
     let attributes = |key: &str| HashMap::from([(key.to_owned(), "v".to_owned())]);
@@ -140,19 +151,44 @@ async fn a_bad_request_names_its_field_and_stores_nothing() {
         ("content_type", StoreRequest { content_type: "text/\nplain".into(), ..good() }),
         ("attributes", StoreRequest { attributes: attributes("a|b"), ..good() }),
         ("attributes", StoreRequest { attributes: attributes(""), ..good() }),
-        ("attributes", StoreRequest { attributes: (0..3).map(|i| (format!("k{i}"), String::new())).collect(), ..good() }),
+        (
+            "attributes",
+            StoreRequest { attributes: (0..3).map(|i| (format!("k{i}"), String::new())).collect(), ..good() },
+        ),
         ("category", StoreRequest { category: "a b".into(), ..good() }),
         ("ttl", StoreRequest { expiration: Some(Expiration::Ttl(seconds(-1))), ..good() }),
         ("ttl", StoreRequest { expiration: Some(Expiration::Ttl(seconds(0))), ..good() }),
         ("ttl", StoreRequest { expiration: Some(Expiration::Ttl(seconds(i64::MAX))), ..good() }),
-        ("expire_time", StoreRequest { expiration: Some(Expiration::ExpireTime(prost_types::Timestamp { seconds: 1, nanos: 0 })), ..good() }),
-        ("expire_time", StoreRequest { expiration: Some(Expiration::ExpireTime(prost_types::Timestamp { seconds: i64::MAX, nanos: 0 })), ..good() }),
+        (
+            "expire_time",
+            StoreRequest {
+                expiration: Some(Expiration::ExpireTime(prost_types::Timestamp { seconds: 1, nanos: 0 })),
+                ..good()
+            },
+        ),
+        (
+            "expire_time",
+            StoreRequest {
+                expiration: Some(Expiration::ExpireTime(prost_types::Timestamp { seconds: i64::MAX, nanos: 0 })),
+                ..good()
+            },
+        ),
         ("request_id", StoreRequest { request_id: "r".repeat(129), ..good() }),
-        ("usage.cost_micros", StoreRequest { usage: Some(refrain::grpc::pb::Usage { cost_micros: u64::MAX, ..Default::default() }), ..good() }),
+        (
+            "usage.cost_micros",
+            StoreRequest {
+                usage: Some(refrain::grpc::pb::Usage { cost_micros: u64::MAX, ..Default::default() }),
+                ..good()
+            },
+        ),
     ];
     for (field, request) in cases {
         let status = cache.store(request).await.unwrap_err();
-        assert_eq!((status.code(), reason(&status)), (Code::InvalidArgument, "INVALID_FIELD".into()), "{field}: {status}");
+        assert_eq!(
+            (status.code(), reason(&status)),
+            (Code::InvalidArgument, "INVALID_FIELD".into()),
+            "{field}: {status}"
+        );
         assert_eq!(blamed(&status), [field], "{status}");
     }
     for (field, request) in [
@@ -172,7 +208,8 @@ async fn a_bad_request_names_its_field_and_stores_nothing() {
         let request = InvalidateEntriesRequest { namespace: "a".into(), selector, ..Default::default() };
         assert_eq!(blamed(&cache.invalidate_entries(request).await.unwrap_err()), [field]);
     }
-    let listing = cache.list_entries(ListEntriesRequest { namespace: "a".into(), page_token: "x".into(), ..Default::default() });
+    let listing =
+        cache.list_entries(ListEntriesRequest { namespace: "a".into(), page_token: "x".into(), ..Default::default() });
     assert_eq!(blamed(&listing.await.unwrap_err()), ["page_token"]);
     let listing = cache.list_entries(ListEntriesRequest { namespace: "a".into(), ..Default::default() });
     assert!(listing.await.unwrap().into_inner().entries.is_empty(), "nothing half-written stays");
@@ -191,10 +228,8 @@ async fn one_bad_item_of_a_batch_fails_alone() {
     let sidecar = Sidecar::start(&["limits.batch_max=3"]).await;
     let mut cache = sidecar.cache().await;
     cache.store(answer("a", "q", "r")).await.unwrap();
-    let request = BatchLookupRequest {
-        namespace: "a".into(),
-        requests: vec![ask("", "q"), ask("a", ""), ask("b", "q")],
-    };
+    let request =
+        BatchLookupRequest { namespace: "a".into(), requests: vec![ask("", "q"), ask("a", ""), ask("b", "q")] };
     let results = cache.batch_lookup(request).await.unwrap().into_inner().results;
     let results: Vec<_> = results.into_iter().map(|result| result.result.unwrap()).collect();
     assert!(matches!(&results[0], batch_lookup_result::Result::Response(found) if found.entry.is_some()));
@@ -216,11 +251,15 @@ async fn entries_are_read_listed_deleted_and_invalidated() {
     for i in 0..10 {
         let category = if i < 4 { "low" } else { "high" };
         let attributes = HashMap::from([("parity".to_owned(), (i % 2).to_string())]);
-        cache.store(StoreRequest { category: category.into(), attributes, ..answer("a", &format!("question {i}"), "r") }).await.unwrap();
+        cache
+            .store(StoreRequest { category: category.into(), attributes, ..answer("a", &format!("question {i}"), "r") })
+            .await
+            .unwrap();
     }
     let (mut token, mut ids, mut pages) = (String::new(), Vec::new(), 0);
     loop {
-        let request = ListEntriesRequest { namespace: "a".into(), page_size: 3, page_token: token, omit_responses: pages == 1 };
+        let request =
+            ListEntriesRequest { namespace: "a".into(), page_size: 3, page_token: token, omit_responses: pages == 1 };
         let page = cache.list_entries(request).await.unwrap().into_inner();
         assert!(page.entries.iter().all(|entry| entry.response.is_empty() == (pages == 1)));
         ids.extend(page.entries.into_iter().map(|entry| entry.id));
@@ -245,7 +284,8 @@ async fn entries_are_read_listed_deleted_and_invalidated() {
     assert_eq!(cache.get_entry(named).await.unwrap_err().code(), Code::NotFound);
 
     let mut invalidate = async |selector: EntrySelector, dry_run: bool| {
-        let request = InvalidateEntriesRequest { namespace: "a".into(), selector: Some(selector), dry_run, ..Default::default() };
+        let request =
+            InvalidateEntriesRequest { namespace: "a".into(), selector: Some(selector), dry_run, ..Default::default() };
         cache.invalidate_entries(request).await.unwrap().into_inner().count
     };
     let low = EntrySelector { category: "low".into(), ..Default::default() };
@@ -274,7 +314,12 @@ async fn entries_are_read_listed_deleted_and_invalidated() {
 async fn statistics_add_up() {
     let sidecar = Sidecar::start(&[]).await;
     let mut cache = sidecar.cache().await;
-    let usage = refrain::grpc::pb::Usage { input_tokens: 10, output_tokens: 20, cost_micros: 7, latency: Some(prost_types::Duration { seconds: 2, nanos: 0 }) };
+    let usage = refrain::grpc::pb::Usage {
+        input_tokens: 10,
+        output_tokens: 20,
+        cost_micros: 7,
+        latency: Some(prost_types::Duration { seconds: 2, nanos: 0 }),
+    };
     cache.lookup(ask("a", "q")).await.unwrap();
     cache.store(StoreRequest { usage: Some(usage), ..answer("a", "q", "r") }).await.unwrap();
     for _ in 0..3 {
@@ -292,7 +337,10 @@ async fn statistics_add_up() {
     assert_eq!((stats.entries, stats.exact_hits, stats.semantic_hits, stats.misses, stats.stores), (1, 3, 0, 1, 1));
     assert_eq!(stats.misses_by_reason, HashMap::from([("empty".to_owned(), 1)]));
     let saved = stats.saved.unwrap();
-    assert_eq!((saved.input_tokens, saved.output_tokens, saved.cost_micros, saved.latency.unwrap().seconds), (30, 60, 21, 6));
+    assert_eq!(
+        (saved.input_tokens, saved.output_tokens, saved.cost_micros, saved.latency.unwrap().seconds),
+        (30, 60, 21, 6)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -13,6 +13,8 @@ mod crash;
 mod data;
 mod embedded_dir;
 mod grpc;
+mod model;
+mod python;
 mod redis_rules;
 mod redis_server;
 mod server;

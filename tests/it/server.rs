@@ -2,11 +2,7 @@
 
 use std::time::Duration;
 
-use refrain::{
-    app,
-    clock::Clock,
-    grpc::pb::cache_service_client::CacheServiceClient,
-};
+use refrain::{app, clock::Clock, grpc::pb::cache_service_client::CacheServiceClient};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -22,7 +18,10 @@ use crate::{
 
 async fn http_get(address: std::net::SocketAddr, path: &str) -> String {
     let mut stream = TcpStream::connect(address).await.unwrap();
-    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").as_bytes()).await.unwrap();
+    stream
+        .write_all(format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").as_bytes())
+        .await
+        .unwrap();
     let mut response = String::new();
     stream.read_to_string(&mut response).await.unwrap();
     response
@@ -32,7 +31,10 @@ async fn http_get(address: std::net::SocketAddr, path: &str) -> String {
 async fn probes_and_metrics_are_served() {
     let sidecar = Sidecar::start(&[]).await;
     assert!(http_get(sidecar.ops, "/healthz").await.starts_with("HTTP/1.1 200"));
-    eventually("the sidecar is ready", || async { http_get(sidecar.ops, "/readyz").await.starts_with("HTTP/1.1 200").then_some(()) }).await;
+    eventually("the sidecar is ready", || async {
+        http_get(sidecar.ops, "/readyz").await.starts_with("HTTP/1.1 200").then_some(())
+    })
+    .await;
     let mut cache = sidecar.cache().await;
     cache.lookup(ask("a", "q")).await.unwrap();
     cache.lookup(ask("", "q")).await.unwrap_err();
@@ -75,14 +77,16 @@ async fn the_same_is_served_on_a_unix_socket() {
     // A stale file of a process that died must not keep the next one from starting.
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
     let set = format!("server.unix_socket={}", path.display());
-    let running = app::start(config(&dir, &["server.listen=", "server.ops_listen=", &set]), Clock::system(), None).await.unwrap();
+    let running =
+        app::start(config(&dir, &["server.listen=", "server.ops_listen=", &set]), Clock::system(), None).await.unwrap();
     let channel = Endpoint::from_shared(format!("unix://{}", path.display())).unwrap().connect().await.unwrap();
     let mut cache = CacheServiceClient::new(channel);
     cache.store(answer("a", "q", "r")).await.unwrap();
     assert!(cache.lookup(ask("a", "q")).await.unwrap().into_inner().entry.is_some());
 
     let second = tempfile::tempdir().unwrap();
-    let taken = app::start(config(&second, &["server.listen=", "server.ops_listen=", &set]), Clock::system(), None).await;
+    let taken =
+        app::start(config(&second, &["server.listen=", "server.ops_listen=", &set]), Clock::system(), None).await;
     assert!(taken.is_err(), "a socket that is served is not taken over");
     drop(cache);
     running.stop().await.unwrap();
@@ -160,7 +164,9 @@ async fn it_drains_in_spite_of_a_silent_peer_and_an_open_watch() {
 async fn work_in_flight_finishes_and_what_hangs_is_cut() {
     let redis = RedisServer::start().await;
     let url = format!("store.redis.url={}", redis.url());
-    let sidecar = Sidecar::start(&["store.engine=redis", &url, "store.redis.response_timeout=60s", "cache.store_timeout=60s"]).await;
+    let sidecar =
+        Sidecar::start(&["store.engine=redis", &url, "store.redis.response_timeout=60s", "cache.store_timeout=60s"])
+            .await;
     let mut cache = sidecar.cache().await;
     cache.store(answer("a", "q", "r")).await.unwrap();
     redis.pause();
@@ -173,7 +179,11 @@ async fn work_in_flight_finishes_and_what_hangs_is_cut() {
     sidecar.stop().await;
 
     let sidecar = Sidecar::start(&[
-        "store.engine=redis", &url, "store.redis.response_timeout=60s", "cache.store_timeout=60s", "server.drain_timeout=100ms",
+        "store.engine=redis",
+        &url,
+        "store.redis.response_timeout=60s",
+        "cache.store_timeout=60s",
+        "server.drain_timeout=100ms",
     ])
     .await;
     let mut cache = sidecar.cache().await;

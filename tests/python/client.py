@@ -285,7 +285,7 @@ class Embed(Case):
         self.assertTrue(one.truncated)
         self.assertAlmostEqual(math.hypot(*floats(one.vector)), 1, places=4)
 
-    def test_embed_counts_no_token_beyond_the_limit(self):
+    def test_embed_counts_tokens_before_any_cut(self):
         tokens_max = self.embedding.GetModel(pb.GetModelRequest()).model.tokens_max
         one = self.embed("word " * (2 * tokens_max)).embeddings[0]
         self.assertGreater(one.tokens, tokens_max)

@@ -20,8 +20,7 @@ use crate::{
 };
 
 /// The fields in the order of [`read`]: everything but token and vector.
-const FIELDS: [&str; 8] =
-    ["expires", "created", "prompt", "pairs", "category", "content_type", "usage", "response"];
+const FIELDS: [&str; 8] = ["expires", "created", "prompt", "pairs", "category", "content_type", "usage", "response"];
 
 /// How far a vector is moved: a cosine of 0.99995 to where it was.
 const JITTER_NORM: f32 = 0.01;

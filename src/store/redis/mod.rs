@@ -44,8 +44,8 @@ use self::{
 use crate::{
     clock::Clock,
     store::{
-        CacheStore, Cursor, Detail, Engine, Entry, Health, MemoKey, MemoStore, Nearest, NearestQuery, NewEntry, Probe, Put,
-        RequestId, Result,
+        CacheStore, Cursor, Detail, Engine, Entry, Health, MemoKey, MemoStore, Nearest, NearestQuery, NewEntry, Probe,
+        Put, RequestId, Result,
     },
     types::{Deadline, EntryId, Namespace, SpaceId, Vector},
 };

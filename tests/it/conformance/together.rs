@@ -74,7 +74,14 @@ async fn one_task(harness: &Harness, namespace: &Namespace, vectors: &[Vector], 
                 assert_eq!(found.len(), candidates.len(), "nobody is found twice");
                 assert!(candidates.len() <= 8);
             }
-            _ => harness.cache().list(namespace, None, KEYS, Detail::Whole).await.unwrap().0.iter().for_each(assert_whole),
+            _ => harness
+                .cache()
+                .list(namespace, None, KEYS, Detail::Whole)
+                .await
+                .unwrap()
+                .0
+                .iter()
+                .for_each(assert_whole),
         }
     }
 }
