@@ -8,6 +8,7 @@
 )]
 #![expect(unreachable_pub, reason = "one binary, whose modules share what is public")]
 
+mod cli;
 mod conformance;
 mod crash;
 mod data;
@@ -17,5 +18,6 @@ mod model;
 mod python;
 mod redis_rules;
 mod redis_server;
+mod rings;
 mod server;
 mod sidecar;
