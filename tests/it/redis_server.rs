@@ -193,6 +193,10 @@ impl RedisServer {
         client.get_multiplexed_async_connection_with_config(&config).await
     }
 
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}/", self.port)
     }

@@ -26,12 +26,12 @@ use crate::{
 async fn no_lookup_loses_an_entry_while_hnsw_is_built() {
     let server = RedisServer::shared().await;
     let mut settings = server.settings();
-    settings.flat_entries_max = 300;
+    settings.flat_entries_max = 2_000;
     let writer = Arc::clone(&server).harness(settings.clone()).await;
     // Another sidecar, which learns of the new index only by finding the old one gone.
     let reader = Arc::clone(&server).harness(settings).await;
     let namespace = writer.namespace();
-    let vectors = clustered(9, 600);
+    let vectors = clustered(9, 2_500);
     let stored: Mutex<Vec<(EntryId, Vector)>> = Mutex::default();
     let (done, searches) = (AtomicBool::new(false), AtomicUsize::new(0));
     let mut client = server.client().await;
