@@ -175,6 +175,9 @@ async fn forgotten_scripts_are_loaded_again() {
     assert!(!harness.put(&namespace, &entries[0], Some(&vectors[0])).await);
     run(&mut server.client().await, &["SCRIPT", "FLUSH"]).await;
     assert_eq!(harness.all(&namespace, 2).await.len(), 3);
+    server.restart().await;
+    let back = async || harness.cache().count(&namespace).await.ok();
+    assert_eq!(eventually("the restarted server is found", back).await, 3);
     run(&mut server.client().await, &["SCRIPT", "FLUSH"]).await;
     assert_eq!(harness.cache().empty(&namespace, None).await.unwrap(), 3);
 }

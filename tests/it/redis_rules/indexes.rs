@@ -44,7 +44,7 @@ async fn no_lookup_loses_an_entry_while_hnsw_is_built() {
         }
         let promoted = async || {
             let indexes = indexes_of(&mut client.clone(), &namespace).await;
-            (indexes.len() == 1 && indexes[0].ends_with(".hnsw")).then_some(())
+            (indexes.len() == 1 && indexes[0].rsplit('.').next() == Some("hnsw")).then_some(())
         };
         eventually("one index remains, and it is HNSW", promoted).await;
         done.store(true, Ordering::SeqCst);

@@ -26,8 +26,8 @@ async fn duplicates_hide_nobody_from_hnsw() {
     let harness = server.harness(settings).await;
     let namespace = harness.namespace();
     let vectors = clustered(1, 6_001);
-    let (same, copied) = (attribute("same"), &vectors[6_000]);
-    let copies = (0..500).map(|number| (harness.entry("one question", &attribute(&number.to_string())), copied));
+    let (same, original) = (attribute("same"), &vectors[6_000]);
+    let copies = (0..500).map(|number| (harness.entry("one question", &attribute(&number.to_string())), original));
     let distinct = vectors[..6_000].iter().enumerate();
     let distinct: Vec<_> =
         distinct.map(|(number, vector)| (harness.entry(&format!("question {number}"), &same), vector)).collect();
