@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// How long a server may take to answer, or a condition to come true, on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Starts the server and outlives it: when standard input closes, because the test process let go
 /// of it or died, the server is killed. It runs in the background with its own log.
@@ -45,7 +45,7 @@ wait "$server" 2>/dev/null
 "#;
 
 /// A running server.
-pub struct RedisServer {
+pub(crate) struct RedisServer {
     port: u16,
     directory: TempDir,
     search: bool,
@@ -68,22 +68,22 @@ impl Drop for Process {
 
 impl RedisServer {
     /// A server with the search module.
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::launch(true, &[]).await
     }
 
     /// A server with further arguments, such as `["--maxmemory", "40mb"]`.
-    pub async fn with_args(args: &[&str]) -> Self {
+    pub(crate) async fn with_args(args: &[&str]) -> Self {
         Self::launch(true, args).await
     }
 
     /// A server without the search module.
-    pub async fn without_search() -> Self {
+    pub(crate) async fn without_search() -> Self {
         Self::launch(false, &[]).await
     }
 
     /// The server that tests of this process share; each uses namespaces of its own.
-    pub async fn shared() -> Arc<Self> {
+    pub(crate) async fn shared() -> Arc<Self> {
         static SHARED: OnceCell<Arc<RedisServer>> = OnceCell::const_new();
         SHARED.get_or_init(|| async { Arc::new(RedisServer::start().await) }).await.clone()
     }
@@ -128,7 +128,7 @@ impl RedisServer {
         *self.process.lock() = Some(Process { supervisor, server });
         let ready = eventually("Redis answers", async || {
             let alive = Path::new(&format!("/proc/{server}/stat")).exists() && !is_zombie(server);
-            if !alive { Some(false) } else { self.answers(server).await.then_some(true) }
+            if alive { self.answers(server).await.then_some(true) } else { Some(false) }
         });
         ready.await
     }
@@ -142,7 +142,7 @@ impl RedisServer {
     }
 
     /// Stops the server, keeping its data.
-    pub async fn stop(&self) {
+    pub(crate) async fn stop(&self) {
         let mut client = self.client().await;
         // The server closes the connection instead of replying.
         let _: Result<(), _> = redis::cmd("SHUTDOWN").arg("SAVE").query_async(&mut client).await;
@@ -154,23 +154,23 @@ impl RedisServer {
     }
 
     /// Starts the server again on the same port with the data it had.
-    pub async fn start_again(&self) {
+    pub(crate) async fn start_again(&self) {
         assert!(self.run().await, "Redis starts again: {}", self.log());
     }
 
     /// Stops the server and starts it again with its data.
-    pub async fn restart(&self) {
+    pub(crate) async fn restart(&self) {
         self.stop().await;
         self.start_again().await;
     }
 
     /// Freezes the server: connections stay open and nothing answers.
-    pub fn pause(&self) {
+    pub(crate) fn pause(&self) {
         self.signal("-STOP");
     }
 
     /// Lets a frozen server go on.
-    pub fn resume(&self) {
+    pub(crate) fn resume(&self) {
         self.signal("-CONT");
     }
 
@@ -181,7 +181,7 @@ impl RedisServer {
     }
 
     /// A connection of the test's own.
-    pub async fn client(&self) -> MultiplexedConnection {
+    pub(crate) async fn client(&self) -> MultiplexedConnection {
         self.try_client().await.expect("the server accepts connections")
     }
 
@@ -193,17 +193,21 @@ impl RedisServer {
         client.get_multiplexed_async_connection_with_config(&config).await
     }
 
-    pub fn url(&self) -> String {
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub(crate) fn url(&self) -> String {
         format!("redis://127.0.0.1:{}/", self.port)
     }
 
     /// What the server wrote to its log.
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
     }
 
     /// Settings for this server, as a test wants them: patient, and quick to sweep.
-    pub fn settings(&self) -> Settings {
+    pub(crate) fn settings(&self) -> Settings {
         Settings {
             url: Secret::new(self.url()),
             index: IndexPolicy::Auto,
@@ -219,17 +223,17 @@ impl RedisServer {
     }
 
     /// An engine on this server.
-    pub async fn engine(&self) -> Engine {
+    pub(crate) async fn engine(&self) -> Engine {
         self.engine_with(self.settings(), &Clock::system()).await
     }
 
     /// An engine on this server, as asked for.
-    pub async fn engine_with(&self, settings: Settings, clock: &Clock) -> Engine {
+    pub(crate) async fn engine_with(&self, settings: Settings, clock: &Clock) -> Engine {
         open(settings, (space(), DIMENSION), clock.clone()).await.expect("the engine opens")
     }
 
     /// What the tests of all engines need, on this server.
-    pub async fn harness(self: Arc<Self>, settings: Settings) -> Harness {
+    pub(crate) async fn harness(self: Arc<Self>, settings: Settings) -> Harness {
         let clock = Clock::shifted();
         let engine = self.engine_with(settings.clone(), &clock).await;
         let (server, reopened) = (Arc::clone(&self), clock.clone());
@@ -241,14 +245,14 @@ impl RedisServer {
 }
 
 /// The engine as the tests of all engines want it: on the shared server, at default settings.
-pub async fn open_redis() -> Harness {
+pub(crate) async fn open_redis() -> Harness {
     let server = RedisServer::shared().await;
     let settings = server.settings();
     server.harness(settings).await
 }
 
 /// Asks again and again until there is an answer; fails after [`PATIENCE`].
-pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut condition: impl FnMut() -> F) -> T {
+pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut condition: impl FnMut() -> F) -> T {
     let asked = async {
         loop {
             if let Some(value) = condition().await {

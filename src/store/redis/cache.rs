@@ -1,9 +1,12 @@
 //! The verbs of the cache store, except the search.
 //!
-//! Envelope, once a namespace is known to this process:
-//! - `probe`: 1 round trip, 0.2 KB out, the entry and 1.5 KB of memo back; 2 when the epoch moved.
-//! - `put`: 1 round trip (a script), the entry and 1.5 KB of vector out; the first of an epoch 4.
-//! - `delete`, `empty`, `count`, `counters`, `add_counters`: 1. `list`: 2.
+//! Envelope, once a namespace is known to this process (microseconds: medians of an unoptimized
+//! build on loopback, two busy cores):
+//! - `probe`: 1 round trip, 0.2 KB out, the entry and 1.5 KB of memo back; about 100 to 200. 2 when
+//!   the epoch moved, and at the first call for a namespace.
+//! - `put`: 1 round trip (a script), the entry and 1.5 KB of vector out; about 200 into an exact
+//!   index, 600 into HNSW of 10,000. The first of an epoch takes 4: epoch, look, index, script.
+//! - `delete` (128 ids), `empty`, `count`, `counters`, `add_counters`: 1. `list`: 2.
 
 use std::sync::Arc;
 

@@ -5,8 +5,10 @@
 //! the search is repeated under what stands now.
 //!
 //! Envelope: 1 round trip, about 1.8 KB out (a 384-dimensional query) and 0.2 KB a candidate plus
-//! its prompt back. 2 when dead entries had taken the places of live ones, 2 at the first search
-//! of a namespace by this process.
+//! its prompt back. 2 when dead entries had taken the places of live ones, 3 at the first search of
+//! a namespace by this process (epoch, look, search). Medians for 8 candidates under a filter that
+//! all entries pass, unoptimized build on loopback, two busy cores: 300 us among 1,000 (exact),
+//! 1.1 ms among 10,000 (exact), 1.7 ms among 10,000 (HNSW, breadth 100).
 
 use std::{sync::Arc, time::Duration};
 

@@ -10,6 +10,11 @@ use refrain::{
     types::Attributes,
 };
 
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::watch,
+};
+
 use super::{fill, run, try_nearest, try_put};
 use crate::{
     conformance::ids,
@@ -69,6 +74,63 @@ async fn a_frozen_server_costs_no_more_than_the_deadline_and_is_found_again() {
     assert_eq!(eventually("the server is found again", back).await.entry.as_ref(), Some(&entries[0]));
 }
 
+/// A connection that stays open and silent for ever, as behind a router that lost its tables, is
+/// given up even though the server behind it is well.
+#[tokio::test]
+async fn a_silent_connection_is_given_up_for_a_new_one() {
+    let server = Arc::new(RedisServer::start().await);
+    let proxy = Proxy::start(server.port()).await;
+    let mut settings = server.settings();
+    settings.response_timeout = Duration::from_millis(300);
+    settings.url = Secret::new(format!("redis://127.0.0.1:{}/", proxy.port));
+    let harness = Arc::clone(&server).harness(settings).await;
+    let namespace = harness.namespace();
+    let entries = fill(&harness, &namespace, &clustered(35, 2)).await;
+    proxy.silence.send_replace(true);
+    let error = harness.cache().count(&namespace).await.unwrap_err();
+    assert!(matches!(error, Error::Timeout { .. }), "{error}");
+    let back = async || harness.cache().probe(&namespace, &entries[0].id, None, None).await.ok();
+    assert_eq!(eventually("a new connection is made", back).await.entry.as_ref(), Some(&entries[0]));
+}
+
+/// Passes bytes on to a server until it is silenced; connections made later are served again.
+struct Proxy {
+    port: u16,
+    silence: watch::Sender<bool>,
+}
+
+impl Proxy {
+    async fn start(target: u16) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port can be bound");
+        let port = listener.local_addr().expect("a bound socket has an address").port();
+        let (silence, silenced) = watch::channel(false);
+        tokio::spawn(async move {
+            while let Ok((mut near, _)) = listener.accept().await {
+                let mut silenced = silenced.clone();
+                let born_silenced = *silenced.borrow_and_update();
+                let mut far = TcpStream::connect(("127.0.0.1", target)).await.expect("the server listens");
+                tokio::spawn(async move {
+                    let silent = async {
+                        if born_silenced || silenced.changed().await.is_err() {
+                            std::future::pending::<()>().await;
+                        }
+                    };
+                    let mut quiet = false;
+                    tokio::select! {
+                        () = silent => quiet = true,
+                        _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
+                    }
+                    if quiet {
+                        // Both ends stay open, and nothing passes any more.
+                        std::future::pending::<()>().await;
+                    }
+                });
+            }
+        });
+        Self { port, silence }
+    }
+}
+
 #[tokio::test]
 async fn a_restarted_server_is_taken_up_with_its_data() {
     let server = Arc::new(RedisServer::start().await);
@@ -113,6 +175,9 @@ async fn forgotten_scripts_are_loaded_again() {
     assert!(!harness.put(&namespace, &entries[0], Some(&vectors[0])).await);
     run(&mut server.client().await, &["SCRIPT", "FLUSH"]).await;
     assert_eq!(harness.all(&namespace, 2).await.len(), 3);
+    server.restart().await;
+    let back = async || harness.cache().count(&namespace).await.ok();
+    assert_eq!(eventually("the restarted server is found", back).await, 3);
     run(&mut server.client().await, &["SCRIPT", "FLUSH"]).await;
     assert_eq!(harness.cache().empty(&namespace, None).await.unwrap(), 3);
 }
