@@ -326,12 +326,12 @@ impl Embedder {
         // A flight that was dropped just as this caller joined it is started anew; that it was
         // this caller's own deadline that passed is found out by `within`.
         while wants.iter().any(|want| want.embedded.is_none()) {
-            let asked = self.0.shop.clock.instant();
+            let since = self.0.shop.clock.instant();
             for (at, mut waiter) in self.board(wants, asker)? {
                 match self.within(asker.deadline, waiter.outcome()).await? {
                     Outcome::Landed { vector, taken, inference } => {
                         let want = &mut wants[at];
-                        want.embedded = Some(self.computed(vector, want.tokens, (asked, taken), inference));
+                        want.embedded = Some(self.computed(vector, want.tokens, (since, taken), inference));
                     }
                     Outcome::Failed(error) => return Err(error),
                     Outcome::Dropped => {}
@@ -429,11 +429,11 @@ impl Embedder {
         &self,
         vector: Vector,
         tokens: Option<usize>,
-        (asked, taken): (Instant, Instant),
+        (since, taken): (Instant, Instant),
         inference: Duration,
     ) -> Embedded {
         let (tokens, truncated) = self.length(tokens);
-        let queue_wait = taken.saturating_duration_since(asked);
+        let queue_wait = taken.saturating_duration_since(since);
         Embedded { vector, tokens, truncated, memoized: false, queue_wait, inference }
     }
 
