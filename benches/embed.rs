@@ -2,6 +2,8 @@
 //!
 //! Run with `cargo bench --bench embed`. One thread, nothing else contends.
 
+#![expect(clippy::expect_used, reason = "a bench that cannot set itself up has nothing to measure")]
+
 use std::{hint::black_box, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
@@ -22,7 +24,7 @@ fn picking(criterion: &mut Criterion) {
         batch_tokens_max: 1024,
         batch_rows_max: 32,
         bulk_rows_max: 4,
-        bulk_wait_max: Duration::from_secs(3600),
+        bulk_wait_max: Duration::from_hours(1),
         idle_before_bulk: Duration::from_millis(50),
     };
     let now = Clock::system().instant();
@@ -67,7 +69,7 @@ fn settings() -> Settings {
         text_bytes_max: 65_536,
         texts_max: 256,
         memo_bytes_max: 1 << 24,
-        memo_ttl: Duration::from_secs(3600),
+        memo_ttl: Duration::from_hours(1),
         memo_writes_in_flight_max: 4,
     }
 }

@@ -190,7 +190,9 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
 
 fn unit(mut values: Vec<f32>) -> Vec<f32> {
     let norm = dot(&values, &values).sqrt();
-    values.iter_mut().for_each(|v| *v /= norm);
+    for value in &mut values {
+        *value /= norm;
+    }
     values
 }
 

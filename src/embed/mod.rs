@@ -169,10 +169,10 @@ impl Embedder {
         deadline: Option<Deadline>,
     ) -> Result<Vec<Embedded>, Error> {
         self.check_texts(texts)?;
-        let mut wanted = self.want(namespace, texts, purpose);
-        self.within(deadline, self.ask_memo(namespace, &mut wanted, deadline)).await?;
-        self.resolve(&mut wanted, Asker { lane, deadline }).await?;
-        Ok(wanted.into_iter().filter_map(|want| want.embedded).collect())
+        let mut wants = self.want(namespace, texts, purpose);
+        self.within(deadline, self.ask_memo(namespace, &mut wants, deadline)).await?;
+        self.resolve(&mut wants, Asker { lane, deadline }).await?;
+        Ok(wants.into_iter().filter_map(|want| want.embedded).collect())
     }
 
     /// Embeds one text; see [`Embedder::embed`].
@@ -201,10 +201,10 @@ impl Embedder {
         deadline: Option<Deadline>,
     ) -> Result<Embedded, Error> {
         check_text(&text, self.0.settings.text_bytes_max, || "text".into())?;
-        let mut wanted = self.want(namespace, std::slice::from_ref(&text), purpose);
-        self.resolve(&mut wanted, Asker { lane, deadline }).await?;
-        // One text was wanted, and `resolve` fills all or fails.
-        wanted.into_iter().find_map(|want| want.embedded).ok_or(Error::Closed)
+        let mut wants = self.want(namespace, std::slice::from_ref(&text), purpose);
+        self.resolve(&mut wants, Asker { lane, deadline }).await?;
+        // One text was asked for, and `resolve` fills all or fails.
+        wants.into_iter().find_map(|want| want.embedded).ok_or(Error::Closed)
     }
 
     /// Runs a real inference through the queue, past the memo: whether texts can be embedded now.
@@ -304,12 +304,12 @@ impl Embedder {
     }
 
     /// Asks this process's memo, then the engine's, once for all that is still missing.
-    async fn ask_memo(&self, namespace: &Namespace, wanted: &mut [Want], deadline: Option<Deadline>) {
+    async fn ask_memo(&self, namespace: &Namespace, wants: &mut [Want], deadline: Option<Deadline>) {
         let memo = &self.0.shop.memo;
         // Where each missing key stands among the keys read, so that a repeated text is read once.
         let mut places: HashMap<MemoKey, usize> = HashMap::new();
         let mut keys = Vec::new();
-        for want in wanted.iter_mut() {
+        for want in wants.iter_mut() {
             want.remembered = memo.recall(&want.address);
             if want.remembered.is_none() {
                 places.entry(want.address.key).or_insert_with(|| {
@@ -322,30 +322,29 @@ impl Embedder {
             return;
         }
         let found = memo.read(namespace, &keys, deadline).await;
-        for want in wanted.iter_mut().filter(|want| want.remembered.is_none()) {
+        for want in wants.iter_mut().filter(|want| want.remembered.is_none()) {
             let vector = places.get(&want.address.key).and_then(|&at| found[at].clone());
             want.remembered = vector.map(|vector| Remembered { vector, tokens: None });
         }
     }
 
     /// Fills in every vector that is still missing, or fails.
-    async fn resolve(&self, wanted: &mut [Want], asker: Asker) -> Result<(), Error> {
-        self.within(asker.deadline, self.count(wanted)).await??;
-        for want in wanted.iter_mut() {
+    async fn resolve(&self, wants: &mut [Want], asker: Asker) -> Result<(), Error> {
+        self.within(asker.deadline, self.count(wants)).await??;
+        for want in wants.iter_mut() {
             if let Some(Remembered { vector, .. }) = want.remembered.take() {
                 want.embedded = Some(self.memoized(vector, want.tokens));
             }
         }
         // A flight that was dropped just as this caller joined it is started anew; that it was
         // this caller's own deadline that passed is found out by `within`.
-        while wanted.iter().any(|want| want.embedded.is_none()) {
-            let asked = self.0.shop.clock.instant();
-            let waiters = self.board(wanted, asker)?;
-            for (at, mut waiter) in waiters {
+        while wants.iter().any(|want| want.embedded.is_none()) {
+            let since = self.0.shop.clock.instant();
+            for (at, mut waiter) in self.board(wants, asker)? {
                 match self.within(asker.deadline, waiter.outcome()).await? {
                     Outcome::Landed { vector, taken, inference } => {
-                        let want = &mut wanted[at];
-                        want.embedded = Some(self.computed(vector, want.tokens, (asked, taken), inference));
+                        let want = &mut wants[at];
+                        want.embedded = Some(self.computed(vector, want.tokens, (since, taken), inference));
                     }
                     Outcome::Failed(error) => return Err(error),
                     Outcome::Dropped => {}
@@ -357,12 +356,12 @@ impl Embedder {
 
     /// Boards a flight for every text that is still missing; what must be computed goes to the
     /// queue in one push, all or none. Does not wait, so that no flight is left without a job.
-    fn board(&self, wanted: &mut [Want], asker: Asker) -> Result<Vec<(usize, Waiter)>, Error> {
+    fn board(&self, wants: &mut [Want], asker: Asker) -> Result<Vec<(usize, Waiter)>, Error> {
         let tokens_max = self.spec().tokens_max;
         let mut waiters = Vec::new();
         let mut jobs = Vec::new();
         let mut promotes = false;
-        for (at, want) in wanted.iter_mut().enumerate().filter(|(_, want)| want.embedded.is_none()) {
+        for (at, want) in wants.iter_mut().enumerate().filter(|(_, want)| want.embedded.is_none()) {
             let tokens = want.tokens.unwrap_or(tokens_max);
             match self.0.board.board(&want.address, &want.text, tokens, asker) {
                 Boarding::Remembered(remembered) => {
@@ -409,12 +408,12 @@ impl Embedder {
     }
 
     /// Counts the tokens of every text whose length is not known yet.
-    async fn count(&self, wanted: &mut [Want]) -> Result<(), Error> {
-        for want in wanted.iter_mut() {
+    async fn count(&self, wants: &mut [Want]) -> Result<(), Error> {
+        for want in wants.iter_mut() {
             want.tokens = want.tokens.or_else(|| want.remembered.as_ref().and_then(|remembered| remembered.tokens));
         }
         let texts: Vec<_> =
-            wanted.iter().filter(|want| want.tokens.is_none()).map(|want| Arc::clone(&want.text)).collect();
+            wants.iter().filter(|want| want.tokens.is_none()).map(|want| Arc::clone(&want.text)).collect();
         let bytes: usize = texts.iter().map(|text| text.len()).sum();
         let model = Arc::clone(&self.0.shop.model);
         let count = move || texts.iter().map(|text| model.count_tokens(text)).collect::<Result<Vec<_>, _>>();
@@ -426,7 +425,7 @@ impl Embedder {
             let counted = tokio::task::spawn_blocking(move || (count(), permit).0).await;
             counted.map_err(|_| ModelError::Inference("the tokenizer panicked".into()))??
         };
-        let unknown = wanted.iter_mut().filter(|want| want.tokens.is_none());
+        let unknown = wants.iter_mut().filter(|want| want.tokens.is_none());
         for (want, tokens) in unknown.zip(counts) {
             want.tokens = Some(tokens);
         }
@@ -443,11 +442,11 @@ impl Embedder {
         &self,
         vector: Vector,
         tokens: Option<usize>,
-        (asked, taken): (Instant, Instant),
+        (since, taken): (Instant, Instant),
         inference: Duration,
     ) -> Embedded {
         let (tokens, truncated) = self.length(tokens);
-        let queue_wait = taken.saturating_duration_since(asked);
+        let queue_wait = taken.saturating_duration_since(since);
         Embedded { vector, tokens, truncated, memoized: false, queue_wait, inference }
     }
 

@@ -64,10 +64,16 @@ pub(super) enum Refusal {
     Closed,
 }
 
+/// Jobs and when each came.
+type Taken<J> = Vec<(J, Instant)>;
+
+/// Jobs that nobody waits for, and why.
+type Dead<J> = Vec<(J, Cause)>;
+
 /// What a worker embeds next.
 pub(super) struct Batch<J> {
     /// The jobs, longest first, and when each came.
-    pub(super) jobs: Vec<(J, Instant)>,
+    pub(super) jobs: Taken<J>,
     /// Rows times the longest.
     pub(super) padded_tokens: usize,
     /// When it was taken.
@@ -246,6 +252,14 @@ impl<J: Job> Queue<J> {
     }
 }
 
+/// What becomes of a waiting job in one pick.
+#[derive(Clone, Copy)]
+enum Fate {
+    Kept,
+    Taken { place: usize },
+    Dropped(Cause),
+}
+
 impl<J: Job> State<J> {
     fn add(&mut self, jobs: Vec<(J, usize)>, now: Instant) {
         for (job, tokens) in jobs {
@@ -264,27 +278,28 @@ impl<J: Job> State<J> {
     }
 
     /// Takes the picked and the dropped jobs out; the taken ones keep the order of the pick.
-    fn remove(&mut self, picked: Pick) -> (Vec<(J, Instant)>, Vec<(J, Cause)>) {
-        // Where each job goes: its place in the batch, or why it is dropped.
-        let mut fates: Vec<Option<Result<usize, Cause>>> = vec![None; self.jobs.len()];
+    fn remove(&mut self, picked: Pick) -> (Taken<J>, Dead<J>) {
+        let mut fates = vec![Fate::Kept; self.jobs.len()];
         for (place, at) in picked.take.iter().enumerate() {
-            fates[*at] = Some(Ok(place));
+            fates[*at] = Fate::Taken { place };
         }
         for (at, cause) in picked.drop {
-            fates[at] = Some(Err(cause));
+            fates[at] = Fate::Dropped(cause);
         }
         let mut taken = Vec::with_capacity(picked.take.len());
         let mut dead = Vec::new();
         let mut kept = Vec::with_capacity(self.jobs.len());
         for (slot, fate) in std::mem::take(&mut self.jobs).into_iter().zip(fates) {
-            let Some(fate) = fate else {
-                kept.push(slot);
-                continue;
-            };
-            self.depth_mut(slot.lane).subtract(slot.tokens);
             match fate {
-                Ok(place) => taken.push((place, slot.job, slot.enqueued)),
-                Err(cause) => dead.push((slot.job, cause)),
+                Fate::Kept => kept.push(slot),
+                Fate::Taken { place } => {
+                    self.depth_mut(slot.lane).subtract(slot.tokens);
+                    taken.push((place, slot.job, slot.enqueued));
+                }
+                Fate::Dropped(cause) => {
+                    self.depth_mut(slot.lane).subtract(slot.tokens);
+                    dead.push((slot.job, cause));
+                }
             }
         }
         self.jobs = kept;
@@ -293,7 +308,7 @@ impl<J: Job> State<J> {
     }
 
     /// Takes out what nobody waits for any more.
-    fn sweep(&mut self, now: Instant) -> Vec<(J, Cause)> {
+    fn sweep(&mut self, now: Instant) -> Dead<J> {
         let drop = (self.jobs.iter().enumerate())
             .filter_map(|(at, slot)| slot.waiting().dead(now).map(|cause| (at, cause)))
             .collect();
@@ -362,7 +377,7 @@ fn padded_tokens(waiting: &[Waiting], picked: &Pick) -> usize {
     longest * picked.take.len()
 }
 
-fn tell<J: Job>(dead: Vec<(J, Cause)>) {
+fn tell<J: Job>(dead: Dead<J>) {
     for (job, cause) in dead {
         job.dropped(cause);
     }

@@ -1,6 +1,8 @@
 //! The real model: the same vectors in any batch, known similarities, cuts reported, damage
 //! noticed. The files come from `make setup`.
 
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, its helpers included")]
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -82,7 +84,7 @@ fn damage(outcome: Result<Onnx, ModelError>) -> String {
 }
 
 #[test]
-pub fn a_vector_is_the_same_in_any_batch() {
+fn a_vector_is_the_same_in_any_batch() {
     let model = model();
     let long = "a sentence about nothing in particular ".repeat(30);
     let texts = ["one", "How do I reset my password?", "重置密码", "an order of words that matters", &long];
@@ -96,7 +98,7 @@ pub fn a_vector_is_the_same_in_any_batch() {
 }
 
 #[test]
-pub fn near_is_near_and_far_is_far() {
+fn near_is_near_and_far_is_far() {
     let model = model();
     let vectors = embed(
         &model,
@@ -109,7 +111,7 @@ pub fn near_is_near_and_far_is_far() {
 }
 
 #[test]
-pub fn tokens_are_counted_beyond_the_cut() {
+fn tokens_are_counted_beyond_the_cut() {
     let model = model();
     assert_eq!(model.spec().tokens_max, 256);
     assert_eq!(model.count_tokens("hello world").unwrap(), 4);
@@ -122,7 +124,7 @@ pub fn tokens_are_counted_beyond_the_cut() {
 }
 
 #[test]
-pub fn a_changed_file_is_told_by_its_hash() {
+fn a_changed_file_is_told_by_its_hash() {
     let copy = copy();
     let mut graph = fs::read(copy.path().join("model.onnx")).unwrap();
     let middle = graph.len() / 2;
@@ -133,7 +135,7 @@ pub fn a_changed_file_is_told_by_its_hash() {
 }
 
 #[test]
-pub fn a_damaged_file_is_told_without_hashes_too() {
+fn a_damaged_file_is_told_without_hashes_too() {
     let spoil: [(&str, &[u8]); 3] =
         [("model.onnx", b"not a graph"), ("tokenizer.json", b"{}"), ("tokenizer_config.json", b"{}")];
     for (name, content) in spoil {
@@ -153,7 +155,7 @@ pub fn a_damaged_file_is_told_without_hashes_too() {
 }
 
 #[test]
-pub fn a_description_that_does_not_fit_is_refused() {
+fn a_description_that_does_not_fit_is_refused() {
     for (from, to, says) in [
         ("dimension = 384", "dimension = 512", "384 components"),
         ("pooling = \"mean\"", "pooling = \"last\"", "pooling"),
@@ -168,7 +170,7 @@ pub fn a_description_that_does_not_fit_is_refused() {
 }
 
 #[test]
-pub fn what_shapes_a_vector_makes_another_space() {
+fn what_shapes_a_vector_makes_another_space() {
     let spec = model().spec().clone();
     assert_eq!(model().spec().space(), spec.space(), "and nothing else does");
     let copy = copy();
@@ -179,7 +181,7 @@ pub fn what_shapes_a_vector_makes_another_space() {
 }
 
 #[test]
-pub fn a_graph_replaced_under_a_running_process_is_not_used() {
+fn a_graph_replaced_under_a_running_process_is_not_used() {
     let copy = copy();
     let model = open(copy.path()).unwrap();
     let _first = model.session().unwrap();

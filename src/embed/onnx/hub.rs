@@ -18,13 +18,17 @@ pub(super) fn fetch(name: &str, cache: &Path) -> Result<Draft, ModelError> {
 fn find(name: &str) -> Result<ModelInfo<EmbeddingModel>, ModelError> {
     let mut matches: Vec<_> = TextEmbedding::list_supported_models();
     matches.retain(|info| names(info).iter().any(|known| known.eq_ignore_ascii_case(name)));
-    // Several files of one repository share its name; the one that can be run is meant.
-    let runnable = matches.iter().position(|info| !is_dynamic(info));
-    match (runnable, matches.is_empty()) {
-        (Some(at), _) => Ok(matches.swap_remove(at)),
-        (None, false) => Err(unusable(name, super::DYNAMIC_REFUSED)),
-        (None, true) => Err(unusable(name, "no model of this name is known")),
+    if matches.is_empty() {
+        return Err(unusable(name, "no model of this name is known"));
     }
+    matches.retain(|info| !is_dynamic(info));
+    // Several models can share a repository's name: the plain one is meant before a quantized one.
+    // The list comes in random order, so without a full order a restart could change the space.
+    let plain_first = |info: &ModelInfo<EmbeddingModel>| {
+        let quantized = TextEmbedding::get_quantization_mode(&info.model) != QuantizationMode::None;
+        (!info.model.to_string().eq_ignore_ascii_case(name), quantized, info.model.to_string())
+    };
+    matches.into_iter().min_by_key(plain_first).ok_or_else(|| unusable(name, super::DYNAMIC_REFUSED))
 }
 
 fn unusable(name: &str, problem: &str) -> ModelError {
@@ -51,7 +55,7 @@ fn is_dynamic(info: &ModelInfo<EmbeddingModel>) -> bool {
 
 /// What a family of models was trained with, which its files do not say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(not(any(feature = "hub", test)), expect(dead_code, reason = "only a download asks"))]
+#[cfg(any(feature = "hub", test))]
 struct Training {
     query_prefix: &'static str,
     passage_prefix: &'static str,
@@ -59,7 +63,7 @@ struct Training {
 }
 
 /// The training of a model, by its repository; from the authors' model cards.
-#[cfg_attr(not(any(feature = "hub", test)), expect(dead_code, reason = "only a download asks"))]
+#[cfg(any(feature = "hub", test))]
 fn training(repository: &str) -> Training {
     let repository = repository.to_lowercase();
     let is = |part: &str| repository.contains(part);

@@ -201,7 +201,7 @@ async fn closing_embeds_what_waits_and_takes_no_more() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reserved_worker_answers_while_documents_fill_the_others() {
-    let room = Room::new(Settings { workers: 2, idle_before_bulk: Duration::from_secs(3600), ..settings() });
+    let room = Room::new(Settings { workers: 2, idle_before_bulk: Duration::from_hours(1), ..settings() });
     // The reserved worker has seen a question lately, so it stays away from documents.
     room.embed_new("a first question").await.unwrap();
     room.model.hold();

@@ -66,7 +66,7 @@ async fn writes_beyond_the_bound_are_skipped() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_vector_is_remembered_for_its_lifetime() {
-    let room = Room::new(Settings { memo_ttl: Duration::from_secs(60), ..settings() });
+    let room = Room::new(Settings { memo_ttl: Duration::from_mins(1), ..settings() });
     let vector = room.embed_new("short-lived").await.unwrap().vector;
     let key = room.embedder.memo_key(Purpose::Query, "short-lived");
     assert_eq!(room.embedder.recall(&room.namespace, &key), Some(vector));

@@ -31,7 +31,7 @@ pub(super) fn settings() -> Settings {
         text_bytes_max: 64 * 1024,
         texts_max: 64,
         memo_bytes_max: 1 << 20,
-        memo_ttl: Duration::from_secs(3600),
+        memo_ttl: Duration::from_hours(1),
         memo_writes_in_flight_max: 4,
     }
 }

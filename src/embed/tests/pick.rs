@@ -22,10 +22,15 @@ type Sketch = (bool, usize, u64, Option<i64>, bool);
 fn job(now: Instant, (bulk, tokens, age_ms, deadline_ms, abandoned): Sketch) -> Waiting {
     let deadline = deadline_ms.map(|ms| {
         let by = Duration::from_millis(ms.unsigned_abs());
-        if ms > 0 { now + by } else { now - by }
+        if ms > 0 { now + by } else { ago(now, by) }
     });
     let lane = if bulk { Lane::Bulk } else { Lane::Interactive };
-    Waiting { lane, tokens, enqueued: now - Duration::from_millis(age_ms), deadline, abandoned }
+    Waiting { lane, tokens, enqueued: ago(now, Duration::from_millis(age_ms)), deadline, abandoned }
+}
+
+/// An earlier instant; [`base`] leaves an hour of room.
+fn ago(now: Instant, by: Duration) -> Instant {
+    now.checked_sub(by).unwrap()
 }
 
 fn sketches() -> impl Strategy<Value = Vec<Sketch>> {
@@ -42,7 +47,7 @@ fn histories() -> impl Strategy<Value = (Option<u64>, bool)> {
 }
 
 fn base() -> Instant {
-    Clock::system().instant() + Duration::from_secs(3600)
+    Clock::system().instant() + Duration::from_hours(1)
 }
 
 proptest! {
@@ -52,7 +57,7 @@ proptest! {
     fn a_pick_keeps_every_promise(sketches in sketches(), role in roles(), (seen, turn) in histories()) {
         let (now, limits) = (base(), limits());
         let waiting: Vec<_> = sketches.into_iter().map(|sketch| job(now, sketch)).collect();
-        let interactive_seen = seen.map(|ms| now - Duration::from_millis(ms));
+        let interactive_seen = seen.map(|ms| ago(now, Duration::from_millis(ms)));
         let history = History { interactive_seen, bulk_had_its_turn: turn };
         let pick = pick(&waiting, role, history, now, &limits);
 

@@ -109,7 +109,7 @@ fn settings_come_from_a_file_and_know_their_keys() {
         memo_writes_in_flight_max = 16
     "#;
     let settings: Settings = toml::from_str(file).unwrap();
-    assert_eq!(settings.memo_ttl, Duration::from_secs(7 * 24 * 3600));
+    assert_eq!(settings.memo_ttl, Duration::from_hours(7 * 24));
     assert_eq!(settings.worker_count(), 2);
     assert!(toml::from_str::<Settings>(&format!("{file}\nunknown = 1")).is_err());
     assert!(toml::from_str::<Settings>("workers = 1").is_err(), "every key is required");
