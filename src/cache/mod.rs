@@ -216,7 +216,7 @@ impl Cache {
         timings.store = done - write_begun;
         timings.total = done - begun;
         self.stats.count_store(namespace, &timings);
-        Ok(Stored { id, created: put.created, expires, exact_only, timings })
+        Ok(Stored { id, created: put.created, expires: put.expires, exact_only, timings })
     }
 
     /// Reads one entry.
@@ -249,7 +249,8 @@ impl Cache {
     /// counts them.
     ///
     /// Everything at once is one atomic step, however large the namespace. A narrower selector is
-    /// worked through page by page: entries stored meanwhile may escape it.
+    /// worked through page by page: entries stored meanwhile may escape it, and a repeated request
+    /// does nothing once the first has ended.
     pub async fn invalidate(
         &self,
         namespace: &Namespace,
@@ -264,9 +265,24 @@ impl Cache {
                 self.store.empty(namespace, request).await?
             });
         }
-        if let Some(ids) = &selector.ids {
-            return self.invalidate_ids(namespace, ids, selector, dry_run).await;
+        // A dry run changes nothing, so that its repeat may as well count anew.
+        let request = request.filter(|_| !dry_run);
+        if let Some(request) = request
+            && let Some(count) = self.store.recall_outcome(namespace, request).await?
+        {
+            return Ok(count);
         }
+        let count = match &selector.ids {
+            Some(ids) => self.invalidate_ids(namespace, ids, selector, dry_run).await?,
+            None => self.invalidate_pages(namespace, selector, dry_run).await?,
+        };
+        if let Some(request) = request {
+            self.store.remember_outcome(namespace, request, count).await?;
+        }
+        Ok(count)
+    }
+
+    async fn invalidate_pages(&self, namespace: &Namespace, selector: &Selector, dry_run: bool) -> Result<u64, Error> {
         let (mut after, mut count) = (None, 0);
         loop {
             let (page, next) = self.store.list(namespace, after, INVALIDATE_PAGE, Detail::Head).await?;

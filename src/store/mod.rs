@@ -159,6 +159,8 @@ pub struct NewEntry {
 pub struct Put {
     /// Whether the key was free before; otherwise the old entry was replaced.
     pub created: bool,
+    /// When the entry ends: for a repeated request, as the first one set it.
+    pub expires: Timestamp,
 }
 
 /// A key chosen by the caller that makes a mutation happen once: a repeat within
@@ -210,6 +212,13 @@ pub trait CacheStore: Send + Sync {
 
     /// Empties a namespace at once, however large; returns how many entries were alive.
     async fn empty(&self, namespace: &Namespace, request: Option<&RequestId>) -> Result<u64>;
+
+    /// What a mutation of many steps reported under this request id, if that is still remembered.
+    /// The verbs above look by themselves.
+    async fn recall_outcome(&self, namespace: &Namespace, request: &RequestId) -> Result<Option<u64>>;
+
+    /// Remembers what a mutation of many steps reported. The first outcome stays.
+    async fn remember_outcome(&self, namespace: &Namespace, request: &RequestId, outcome: u64) -> Result<()>;
 
     /// How many entries are alive.
     async fn count(&self, namespace: &Namespace) -> Result<u64>;

@@ -85,7 +85,10 @@ async fn the_cache_is_used_from_the_shell() {
     assert_eq!(receipt["receipt"]["miss_reason"], "empty");
     assert_eq!(receipt["entry"], Value::Null);
 
-    let stored = sidecar.cache(dir, &["store", "what is a refrain", "A line that returns.", "-a", "locale=en", "--ttl", "1h", "-o", "json"]);
+    let stored = sidecar.cache(
+        dir,
+        &["store", "what is a refrain", "A line that returns.", "-a", "locale=en", "--ttl", "1h", "-o", "json"],
+    );
     assert!(stored.status.success(), "{}", stderr(&stored));
     let id = serde_json::from_str::<Value>(&stdout(&stored)).unwrap()["entry_id"].as_str().unwrap().to_owned();
 
@@ -108,10 +111,14 @@ async fn the_cache_is_used_from_the_shell() {
     assert!(stderr(&again).starts_with("error: ENTRY_NOT_FOUND: "), "{}", stderr(&again));
     assert!(stdout(&sidecar.cache(dir, &["stats"])).contains("lookups"));
 
-    let embedded = refrain(dir).args(["embed", "--address", &sidecar.address, "-o", "json", "one", "two"]).output().unwrap();
+    let embedded =
+        refrain(dir).args(["embed", "--address", &sidecar.address, "-o", "json", "one", "two"]).output().unwrap();
     let embedded: Value = serde_json::from_str(&stdout(&embedded)).unwrap();
     assert_eq!(embedded["embeddings"].as_array().unwrap().len(), 2);
-    assert_eq!(embedded["embeddings"][0]["vector"].as_array().unwrap().len() as u64, embedded["dimension"].as_u64().unwrap());
+    assert_eq!(
+        embedded["embeddings"][0]["vector"].as_array().unwrap().len() as u64,
+        embedded["dimension"].as_u64().unwrap()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -157,7 +164,15 @@ fn the_doctor_names_each_dependency_and_the_remedy() {
     assert!(!dir.join(".local").exists(), "a look makes no folder");
 
     let ill = refrain(dir)
-        .args(["doctor", "-o", "json", "--set", "store.engine=redis", "--set", "store.redis.url=redis://:secret@127.0.0.1:1"])
+        .args([
+            "doctor",
+            "-o",
+            "json",
+            "--set",
+            "store.engine=redis",
+            "--set",
+            "store.redis.url=redis://:secret@127.0.0.1:1",
+        ])
         .output()
         .unwrap();
     assert_eq!(ill.status.code(), Some(1));

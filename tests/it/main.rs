@@ -16,6 +16,7 @@ mod embedded_dir;
 mod grpc;
 mod model;
 mod python;
+mod readme;
 mod redis_rules;
 mod redis_server;
 mod rings;

@@ -13,7 +13,7 @@ use crate::sidecar::Sidecar;
 const TESTS_MIN: u32 = 30;
 
 /// The interpreter with gRPC in it.
-fn python() -> PathBuf {
+pub fn interpreter() -> PathBuf {
     let python = env::var_os("REFRAIN_TEST_PYTHON")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join(".refrain/venv-test/bin/python"), PathBuf::from);
     assert!(
@@ -23,6 +23,21 @@ fn python() -> PathBuf {
         python.display()
     );
     python
+}
+
+/// Generates stubs below `dir` as the README says and returns their folder.
+pub fn stubs(dir: &Path) -> PathBuf {
+    let folder = dir.join("stubs");
+    std::fs::create_dir_all(&folder).unwrap();
+    let out = |kind: &str| format!("--{kind}_out={}", folder.display());
+    let made = Command::new(interpreter())
+        .args(["-m", "grpc_tools.protoc", "-Iproto", &out("python"), &out("grpc_python")])
+        .args(["admin", "cache", "embedding"].map(|name| format!("proto/refrain/v1/{name}_service.proto")))
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .status()
+        .unwrap();
+    assert!(made.success(), "the stubs cannot be generated");
+    folder
 }
 
 /// The number in unittest's `Ran 65 tests in 1.234s`.
@@ -35,7 +50,7 @@ async fn python_client_drives_every_rpc() {
     // Lookups that a loaded machine makes slow are to wait rather than to miss.
     let sidecar = Sidecar::start(&["cache.store_timeout=10s"]).await;
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut client = Command::new(python());
+    let mut client = Command::new(interpreter());
     client
         .arg(root.join("tests/python/client.py"))
         .args(["--address", &sidecar.address.to_string(), "--proto"])

@@ -64,8 +64,8 @@ impl CacheStore for Embedded {
         {
             check_dimension(vector, dimension)?;
         }
-        let created = self.write(namespace, Verb::Put(Box::new(entry)), request).await?;
-        Ok(Put { created: created == 1 })
+        let outcome = self.write(namespace, Verb::Put(Box::new(entry)), request).await?;
+        Ok(writes::put_outcome(outcome))
     }
 
     async fn delete(&self, namespace: &Namespace, ids: &[EntryId], request: Option<&RequestId>) -> Result<u64> {
@@ -88,6 +88,20 @@ impl CacheStore for Embedded {
 
     async fn empty(&self, namespace: &Namespace, request: Option<&RequestId>) -> Result<u64> {
         self.write(namespace, Verb::Empty, request).await
+    }
+
+    async fn recall_outcome(&self, namespace: &Namespace, request: &RequestId) -> Result<Option<u64>> {
+        let (namespace, request, now) = (namespace.clone(), request.clone(), self.clock.now());
+        self.read("recall_outcome", None, move |connection| {
+            let name = Verb::Remember(0).name();
+            writes::outcome(connection, &namespace, name, &request, now).map_err(|e| failure::sql("recall_outcome", &e))
+        })
+        .await
+    }
+
+    async fn remember_outcome(&self, namespace: &Namespace, request: &RequestId, outcome: u64) -> Result<()> {
+        // What a verb reports is remembered with it; this verb reports what it is told.
+        self.write(namespace, Verb::Remember(outcome), Some(request)).await.map(drop)
     }
 
     async fn count(&self, namespace: &Namespace) -> Result<u64> {

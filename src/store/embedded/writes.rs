@@ -8,7 +8,7 @@ use super::{
     vectors::{Change, Effect, Label, Row},
 };
 use crate::{
-    store::{MemoKey, NewEntry, RequestId},
+    store::{MemoKey, NewEntry, Put, RequestId},
     types::{Attributes, EntryId, Namespace, SpaceId, Timestamp, Vector},
 };
 
@@ -24,6 +24,8 @@ pub(super) enum Verb {
         expires: Timestamp,
     },
     AddCounters(Vec<(String, u64)>),
+    /// Changes nothing but the record of requests.
+    Remember(u64),
     /// A health check: leaves its time where the readers can see it.
     Beat,
 }
@@ -37,6 +39,7 @@ impl Verb {
             Self::Empty => "empty",
             Self::WriteMemos { .. } => "memo_write",
             Self::AddCounters(_) => "add_counters",
+            Self::Remember(_) => "remember_outcome",
             Self::Beat => "check",
         }
     }
@@ -44,12 +47,33 @@ impl Verb {
     /// How many rows it may touch: what a batch is measured in.
     pub(super) fn rows(&self) -> usize {
         match self {
-            Self::Put(_) | Self::Empty | Self::Beat => 1,
+            Self::Put(_) | Self::Empty | Self::Remember(_) | Self::Beat => 1,
             Self::Delete(ids) => ids.len(),
             Self::WriteMemos { vectors, .. } => vectors.len(),
             Self::AddCounters(deltas) => deltas.len(),
         }
     }
+}
+
+/// What an earlier request of this id reported, if it is still remembered.
+pub(super) fn outcome(
+    connection: &Connection,
+    namespace: &Namespace,
+    verb: &str,
+    request: &RequestId,
+    now: Timestamp,
+) -> Sql<Option<u64>> {
+    connection
+        .prepare_cached(
+            "SELECT outcome FROM requests WHERE namespace = ?1 AND verb = ?2 AND id = ?3 AND expires_ms > ?4",
+        )?
+        .query_row((namespace.as_str(), verb, &*request.0, now.0), |row| Ok(row.get::<_, i64>(0)? as u64))
+        .optional()
+}
+
+/// Reads the outcome of a put, which like every outcome is one number.
+pub(super) fn put_outcome(outcome: u64) -> Put {
+    Put { created: outcome % 2 == 1, expires: Timestamp((outcome / 2) as i64) }
 }
 
 /// What the verbs need to know besides their own words.
@@ -67,7 +91,8 @@ impl Scene<'_> {
     /// Runs a verb once: a request seen before gets its first outcome and changes nothing.
     pub(super) fn run(&self, verb: Verb, request: Option<&RequestId>, effects: &mut Vec<Effect>) -> Sql<u64> {
         let name = verb.name();
-        if let Some(outcome) = request.map(|request| self.outcome(name, request)).transpose()?.flatten() {
+        let known = |request| outcome(self.connection, self.namespace, name, request, self.now);
+        if let Some(outcome) = request.map(known).transpose()?.flatten() {
             return Ok(outcome);
         }
         let outcome = match verb {
@@ -76,21 +101,13 @@ impl Scene<'_> {
             Verb::Empty => self.empty(effects),
             Verb::WriteMemos { vectors, expires } => self.write_memos(&vectors, expires),
             Verb::AddCounters(deltas) => self.add_counters(&deltas),
+            Verb::Remember(outcome) => Ok(outcome),
             Verb::Beat => self.beat(),
         }?;
         if let Some(request) = request {
             self.remember(name, request, outcome)?;
         }
         Ok(outcome)
-    }
-
-    fn outcome(&self, verb: &str, request: &RequestId) -> Sql<Option<u64>> {
-        self.connection
-            .prepare_cached(
-                "SELECT outcome FROM requests WHERE namespace = ?1 AND verb = ?2 AND id = ?3 AND expires_ms > ?4",
-            )?
-            .query_row((self.namespace.as_str(), verb, &*request.0, self.now.0), |row| Ok(row.get::<_, i64>(0)? as u64))
-            .optional()
     }
 
     fn remember(&self, verb: &str, request: &RequestId, outcome: u64) -> Sql<()> {
@@ -103,9 +120,9 @@ impl Scene<'_> {
         Ok(())
     }
 
-    /// 1 if the key was free, else 0.
+    /// Twice the expiry, plus one if the key was free: see [`put_outcome`].
     fn put(&self, NewEntry { entry, vector }: NewEntry, effects: &mut Vec<Effect>) -> Sql<u64> {
-        let epoch = self.epoch()?;
+        let (epoch, ends) = (self.epoch()?, entry.expires);
         let replaced = self.take(epoch, &entry.id)?;
         let token = attributes_token(&entry.attributes);
         let usage = entry.usage;
@@ -145,7 +162,8 @@ impl Scene<'_> {
             vector,
         });
         effects.push(self.effect(Change::Written { id: entry.id, replaced, expires: entry.expires, row }));
-        Ok(u64::from(replaced.is_none_or(|expires| expires <= self.now)))
+        let created = replaced.is_none_or(|expires| expires <= self.now);
+        Ok(ends.0.max(0) as u64 * 2 + u64::from(created))
     }
 
     /// How many of the keys were alive.

@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     store::{Cursor, Detail, Entry, Error, MemoKey, NewEntry, Probe, Put, RequestId},
-    types::{Deadline, EntryId, Namespace, Vector},
+    types::{Deadline, EntryId, Namespace, Timestamp, Vector},
 };
 
 /// Repeats under a new epoch before giving up: a namespace is not emptied that often.
@@ -35,10 +35,13 @@ const ATTEMPTS_MAX: usize = 4;
 /// Entries deleted by one script, which holds the server up for about 0.15 ms each.
 const DELETE_BATCH: usize = 128;
 
+/// Names mutations of many steps among the keys of requests.
+const MANY_STEPS: &str = "invalidate";
+
 /// The outcome of a script that mutates under an epoch.
 enum Mutation {
     /// Done now, or known from an earlier request; the numbers are the script's.
-    Done(u64, Option<String>),
+    Done(u64, Option<String>, Option<Timestamp>),
     /// The namespace has another epoch.
     Moved(Option<Epoch>),
 }
@@ -138,10 +141,11 @@ impl Store {
             pipeline.add_command(scripts::call(&scripts::PUT, &script_keys, &args));
             let mut replies = self.run_script(&pipeline, None, Repeat::Never).await?;
             match mutation(&mut replies)? {
-                Mutation::Done(created, live) => {
+                Mutation::Done(created, live, expires) => {
                     let live = live.and_then(|live| live.parse().ok()).unwrap_or_default();
                     self.promote_if_grown(&place, live);
-                    return Ok(Put { created: created == 1 });
+                    let expires = expires.ok_or_else(|| corrupt("the reply of a script", "it lacks the expiry"))?;
+                    return Ok(Put { created: created == 1, expires });
                 }
                 Mutation::Moved(seen) => state.saw_epoch(seen),
             }
@@ -189,7 +193,7 @@ impl Store {
             pipeline.add_command(scripts::call(&scripts::DELETE, &script_keys, &args));
             let mut replies = self.run_script(&pipeline, None, Repeat::Never).await?;
             match mutation(&mut replies)? {
-                Mutation::Done(alive, _) => return Ok(alive),
+                Mutation::Done(alive, _, _) => return Ok(alive),
                 Mutation::Moved(seen) => state.saw_epoch(seen),
             }
         }
@@ -300,7 +304,7 @@ impl Store {
             replies.skip();
             replies.skip();
             match mutation(&mut replies)? {
-                Mutation::Done(alive, next) => {
+                Mutation::Done(alive, next, _) => {
                     if let Some(next) = next.and_then(|next| next.parse().ok()) {
                         state.saw_epoch(Some(Epoch(next)));
                     }
@@ -312,6 +316,31 @@ impl Store {
             }
         }
         Err(restless(namespace))
+    }
+
+    pub(super) async fn recall_outcome(
+        self: &Arc<Self>,
+        namespace: &Namespace,
+        request: &RequestId,
+    ) -> Result<Option<u64>, Failure> {
+        let mut pipeline = redis::pipe();
+        pipeline.cmd("GET").arg(Keys(namespace).request(MANY_STEPS, request, 0));
+        match self.run(&pipeline, None, Repeat::Once).await?.take()? {
+            Value::Nil => Ok(None),
+            known => reply::count(&known).map(Some),
+        }
+    }
+
+    pub(super) async fn remember_outcome(
+        self: &Arc<Self>,
+        namespace: &Namespace,
+        request: &RequestId,
+        outcome: u64,
+    ) -> Result<(), Failure> {
+        let mut pipeline = redis::pipe();
+        let key = Keys(namespace).request(MANY_STEPS, request, 0);
+        pipeline.cmd("SET").arg(key).arg(outcome).arg("PX").arg(RequestId::REMEMBERED.as_millis() as u64).arg("NX");
+        self.run(&pipeline, None, Repeat::Once).await?.take().map(drop)
     }
 
     pub(super) async fn count(self: &Arc<Self>, namespace: &Namespace) -> Result<u64, Failure> {
@@ -402,7 +431,7 @@ impl Store {
     }
 }
 
-/// Reads what a mutating script returned: a word and two numbers as text.
+/// Reads what a mutating script returned: a word, two numbers and perhaps an expiry as text.
 fn mutation(replies: &mut Replies) -> Result<Mutation, Failure> {
     let reply = replies.take()?;
     let parts = items(&reply).unwrap_or_default();
@@ -410,7 +439,8 @@ fn mutation(replies: &mut Replies) -> Result<Mutation, Failure> {
     match part(0) {
         Some("done" | "known") => {
             let extra = part(2).filter(|extra| !extra.is_empty()).map(str::to_owned);
-            Ok(Mutation::Done(reply::count(parts.get(1).unwrap_or(&Value::Nil))?, extra))
+            let expires = parts.get(3).and_then(timestamp);
+            Ok(Mutation::Done(reply::count(parts.get(1).unwrap_or(&Value::Nil))?, extra, expires))
         }
         Some("moved") => match part(1) {
             Some("") | None => Ok(Mutation::Moved(None)),

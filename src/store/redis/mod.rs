@@ -123,6 +123,14 @@ impl CacheStore for Redis {
         measured(&self.0.clock, "empty", self.0.empty(namespace, request)).await
     }
 
+    async fn recall_outcome(&self, namespace: &Namespace, request: &RequestId) -> Result<Option<u64>> {
+        measured(&self.0.clock, "recall_outcome", self.0.recall_outcome(namespace, request)).await
+    }
+
+    async fn remember_outcome(&self, namespace: &Namespace, request: &RequestId, outcome: u64) -> Result<()> {
+        measured(&self.0.clock, "remember_outcome", self.0.remember_outcome(namespace, request, outcome)).await
+    }
+
     async fn count(&self, namespace: &Namespace) -> Result<u64> {
         measured(&self.0.clock, "count", self.0.count(namespace)).await
     }

@@ -124,28 +124,39 @@ pub async fn requests_happen_once(harness: &mut Harness) {
         entry.response = Bytes::from_static(response.as_bytes());
         NewEntry { entry, vector: Some((space(), clustered(3, 1).remove(0))) }
     };
+    let later = |mut new: NewEntry| {
+        new.entry.expires = new.entry.expires.plus(Duration::from_secs(5));
+        new
+    };
+    let done = |created| Put { created, expires: entry.expires };
     let response = async |namespace| harness.get(namespace, &entry.id).await.map(|entry| entry.response);
 
     let cache = harness.cache();
-    assert_eq!(cache.put(&namespace, put("first"), request).await.unwrap(), Put { created: true });
-    assert_eq!(cache.put(&namespace, put("second"), request).await.unwrap(), Put { created: true }, "a repeat");
+    assert_eq!(cache.put(&namespace, put("first"), request).await.unwrap(), done(true));
+    assert_eq!(cache.put(&namespace, later(put("second")), request).await.unwrap(), done(true), "a repeat");
     assert_eq!(response(&namespace).await.as_deref(), Some(&b"first"[..]));
-    assert_eq!(cache.put(&other, put("other"), request).await.unwrap(), Put { created: true });
+    assert_eq!(cache.put(&other, put("other"), request).await.unwrap(), done(true));
     assert_eq!(response(&other).await.as_deref(), Some(&b"other"[..]), "a request id belongs to its namespace");
 
     assert_eq!(cache.delete(&namespace, &[entry.id], request).await.unwrap(), 1, "and to its verb");
-    assert_eq!(cache.put(&namespace, put("third"), None).await.unwrap(), Put { created: true });
+    assert_eq!(cache.put(&namespace, put("third"), None).await.unwrap(), done(true));
     assert_eq!(cache.delete(&namespace, &[entry.id], request).await.unwrap(), 1, "a repeat");
     assert_eq!(response(&namespace).await.as_deref(), Some(&b"third"[..]), "which deletes nothing");
 
     assert_eq!(cache.empty(&namespace, request).await.unwrap(), 1);
-    assert_eq!(cache.put(&namespace, put("fourth"), None).await.unwrap(), Put { created: true });
+    assert_eq!(cache.put(&namespace, put("fourth"), None).await.unwrap(), done(true));
     assert_eq!(cache.empty(&namespace, request).await.unwrap(), 1, "a repeat");
     assert_eq!(response(&namespace).await.as_deref(), Some(&b"fourth"[..]), "which empties nothing");
 
+    assert_eq!(cache.recall_outcome(&namespace, request.unwrap()).await.unwrap(), None);
+    cache.remember_outcome(&namespace, request.unwrap(), 7).await.unwrap();
+    cache.remember_outcome(&namespace, request.unwrap(), 8).await.unwrap();
+    assert_eq!(cache.recall_outcome(&namespace, request.unwrap()).await.unwrap(), Some(7), "the first outcome stays");
+    assert_eq!(cache.recall_outcome(&other, request.unwrap()).await.unwrap(), None);
+
     // What no request names happens each time.
     let again = Some(&RequestId(Arc::from("another"))).cloned();
-    assert_eq!(cache.put(&namespace, put("fifth"), again.as_ref()).await.unwrap(), Put { created: false });
+    assert_eq!(cache.put(&namespace, put("fifth"), again.as_ref()).await.unwrap(), done(false));
     assert_eq!(response(&namespace).await.as_deref(), Some(&b"fifth"[..]));
 }
 

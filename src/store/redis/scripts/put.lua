@@ -4,7 +4,10 @@
 local remembered = tonumber(ARGV[5])
 if remembered > 0 then
   local known = redis.call('GET', KEYS[4])
-  if known then return {'known', known, '0'} end
+  if known then
+    -- The first outcome, as this script writes it below: created, then expires.
+    return {'known', known:sub(1, 1), '0', known:sub(2)}
+  end
 end
 local epoch = redis.call('GET', KEYS[1]) or ''
 if epoch ~= ARGV[1] then return {'moved', epoch} end
@@ -31,5 +34,5 @@ if left < 0 or server_now + left < tonumber(ARGV[3]) then
   redis.call('PEXPIREAT', KEYS[3], ARGV[3])
 end
 
-if remembered > 0 then redis.call('SET', KEYS[4], created, 'PX', remembered) end
-return {'done', created, tostring(redis.call('ZCOUNT', KEYS[3], '(' .. ARGV[2], '+inf'))}
+if remembered > 0 then redis.call('SET', KEYS[4], created .. ARGV[3], 'PX', remembered) end
+return {'done', created, tostring(redis.call('ZCOUNT', KEYS[3], '(' .. ARGV[2], '+inf')), ARGV[3]}
