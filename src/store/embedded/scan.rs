@@ -2,7 +2,7 @@
 //!
 //! Envelope, for rows of 384 floats (1,536 bytes) and one core that reads about 10 GB/s:
 //!
-//! | rows   | bytes read | at most, an idle machine   |
+//! | rows   | bytes read | expected, idle machine     |
 //! |--------|------------|----------------------------|
 //! | 1,000  | 1.5 MB     | 0.15 ms; from cache 0.04   |
 //! | 10,000 | 15 MB      | 1.5 ms; from cache 0.4     |
