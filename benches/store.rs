@@ -4,10 +4,9 @@
 //! together. Vectors have 384 components and lie in clusters. The envelope that the searches are
 //! measured against stands at the head of `src/store/embedded/scan.rs`.
 
-#![expect(missing_docs, reason = "criterion's macros make public functions")]
 #![expect(clippy::expect_used, reason = "a bench that meets the unexpected ends there")]
 
-#[expect(dead_code, reason = "shared with the tests, which use all of it")]
+#[expect(dead_code, unreachable_pub, reason = "shared with the tests, which use all of it")]
 #[path = "../tests/it/data.rs"]
 mod data;
 

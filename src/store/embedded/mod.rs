@@ -91,6 +91,11 @@ pub struct Settings {
 }
 
 /// What an acknowledged write survives.
+///
+/// [`Durability::PowerCut`] is the one to choose: since one commit serves all that wait, 64
+/// callers who write together pay about half as much again for it (0.16 ms a write instead of
+/// 0.10 ms), and one who writes alone waits 0.4 to 2.5 ms longer, which no lookup waits for
+/// (`cargo bench --bench store`, two busy cores, a virtual disk).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Durability {

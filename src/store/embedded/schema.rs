@@ -106,6 +106,8 @@ pub(super) fn open_writer(path: &Path, settings: &Settings) -> Result<Connection
         Durability::ProcessCrash => "NORMAL",
     };
     connection.pragma_update(None, "synchronous", synchronous).map_err(failed)?;
+    // What a savepoint might roll back is small (one verb) and need not touch the disk.
+    connection.pragma_update(None, "temp_store", "MEMORY").map_err(failed)?;
     // A burst may grow the log; a checkpoint that empties it gives the disk back.
     connection.pragma_update(None, "journal_size_limit", 64_i64 << 20).map_err(failed)?;
     migrate(&mut connection, path)?;
