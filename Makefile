@@ -18,8 +18,7 @@ setup: need-python ## Fetch ONNX Runtime and build the model, into .refrain/
 	@$(ASSETS) --only runtime --only model
 
 run: setup need-cargo need-cc ## Build, start the sidecar on the embedded engine, replay the support FAQ
-	$(CARGO) build --release --locked
-	$(CARGO) run --release --locked --example support_faq
+	$(CARGO) run --release --locked --package support-faq
 
 serve: setup need-cargo need-cc ## Build and start the sidecar
 	$(CARGO) build --release --locked
@@ -31,8 +30,8 @@ test: need-python need-cargo need-cc ## Run all tests, against a real Redis and 
 	$(CARGO) test --locked --no-fail-fast
 
 check: need-python need-cargo need-cc ## Formatting, lints, documentation, scripts, installed assets
-	$(CARGO) fmt --check
-	$(CARGO) clippy --all-targets --locked -- -D warnings
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --locked
 	bash -n .ci/run
 	@for script in scripts/*.py; do \

@@ -42,7 +42,7 @@ impl Finding {
         Self { what, good: true, detail: detail.into() }
     }
 
-    fn bad(what: &'static str, detail: impl ToString) -> Self {
+    fn bad(what: &'static str, detail: impl std::fmt::Display) -> Self {
         Self { what, good: false, detail: detail.to_string() }
     }
 }

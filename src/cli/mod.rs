@@ -88,6 +88,7 @@ enum Failure {
 }
 
 impl Failure {
+    #[expect(clippy::needless_pass_by_value, reason = "it is handed to map_err, which gives values")]
     fn failed(problem: impl ToString) -> Self {
         Self::Failed(problem.to_string())
     }

@@ -78,6 +78,7 @@ pub enum Error {
 }
 
 impl Error {
+    #[expect(clippy::needless_pass_by_value, reason = "it is handed to map_err, which gives values")]
     pub(super) fn value(problem: toml::de::Error) -> Self {
         Self::Value(problem.to_string().trim().to_owned())
     }
@@ -272,7 +273,7 @@ mod tests {
         sources.file = Some(path);
         let config = Config::load(&sources).unwrap();
         assert_eq!(config.cache.neighbors, 4);
-        assert_eq!(config.cache.min_similarity, 0.0);
+        assert!(config.cache.min_similarity.abs() < f32::EPSILON, "zero is a value");
         assert_eq!(config.limits.batch_max, 7);
     }
 

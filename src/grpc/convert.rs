@@ -14,7 +14,7 @@ use crate::{
     error::Invalid,
     grpc::pb,
     store::{Entry, RequestId, Usage},
-    types::{Attributes, Category, Deadline, EntryId, Namespace, Prompt, Timestamp},
+    types::{Attributes, Category, Deadline, EntryId, Namespace, Prompt, Similarity, Timestamp},
 };
 
 /// Media type of a response that brings none.
@@ -251,7 +251,7 @@ fn receipt_to_pb(receipt: Receipt) -> pb::Receipt {
             })
             .into(),
         entry_id: receipt.entry.map(|id| id.to_string()).unwrap_or_default(),
-        similarity: receipt.similarity.map(|similarity| similarity.get()),
+        similarity: receipt.similarity.map(Similarity::get),
         runner_up: receipt
             .runner_up
             .map(|next| pb::RunnerUp { entry_id: next.id.to_string(), similarity: next.similarity.get() }),

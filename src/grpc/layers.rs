@@ -257,7 +257,7 @@ mod tests {
     const LIMITS: EdgeLimits = EdgeLimits {
         in_flight_max: 1,
         deadline_default: Duration::from_secs(10),
-        deadline_max: Duration::from_secs(60),
+        deadline_max: Duration::from_mins(1),
     };
 
     fn check(header: Option<&str>, expect: Duration) {

@@ -61,7 +61,7 @@ const HEADER_LIST_BYTES_MAX: u32 = 16 * 1024;
 /// Reset streams a peer may pile up before its connection is closed: the bound against rapid resets.
 const RESET_STREAMS_MAX: usize = 64;
 /// How often TCP asks whether a silent peer's machine is still there.
-const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
+const TCP_KEEPALIVE: Duration = Duration::from_mins(1);
 
 /// The sockets gRPC is served on.
 #[derive(Debug)]

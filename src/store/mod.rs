@@ -170,7 +170,7 @@ pub struct RequestId(pub Arc<str>);
 
 impl RequestId {
     /// How long the outcome of a request is remembered.
-    pub const REMEMBERED: Duration = Duration::from_secs(600);
+    pub const REMEMBERED: Duration = Duration::from_mins(10);
     /// Longest accepted id, in bytes.
     pub const BYTES_MAX: usize = 128;
 }

@@ -31,11 +31,6 @@ pub struct Sidecar {
 }
 
 impl Sidecar {
-    /// Starts one on the embedded engine.
-    pub async fn start_embedded_fake() -> Self {
-        Self::start(&[]).await
-    }
-
     /// Starts one with settings that overrule: the deterministic model, the embedded engine in a
     /// folder of its own, free ports.
     pub async fn start(set: &[&str]) -> Self {
@@ -99,6 +94,7 @@ fn metrics() -> metrics_exporter_prometheus::PrometheusHandle {
     METRICS.get_or_init(|| telemetry::init_metrics().unwrap()).clone()
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "message fields are optional on the wire")]
 pub fn prompt(text: &str) -> Option<Prompt> {
     Some(Prompt { kind: Some(Kind::Text(text.to_owned())) })
 }

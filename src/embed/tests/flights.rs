@@ -209,7 +209,7 @@ async fn a_reserved_worker_answers_while_documents_fill_the_others() {
     room.arrivals(2).await;
     let question = room.spawn("a second question", Lane::Interactive, None);
     room.arrivals(3).await;
-    assert_eq!(room.model.calls()[2], ["a second question".into()]);
+    assert_eq!(room.model.calls()[2], [Arc::<str>::from("a second question")]);
     room.model.release();
     question.await.unwrap().unwrap();
     for document in documents {

@@ -117,7 +117,8 @@ pub async fn listing_is_complete_and_without_repeats(harness: &mut Harness) {
 pub async fn requests_happen_once(harness: &mut Harness) {
     let (namespace, other) = (harness.namespace(), harness.namespace());
     let request = RequestId(Arc::from(CRAFTED.join("/").chars().take(40).collect::<String>()));
-    let request = Some(&request);
+    let named = request;
+    let request = Some(&named);
     let entry = harness.entry("question", &Attributes::default());
     let put = |response: &'static str| {
         let mut entry = entry.clone();
@@ -148,11 +149,11 @@ pub async fn requests_happen_once(harness: &mut Harness) {
     assert_eq!(cache.empty(&namespace, request).await.unwrap(), 1, "a repeat");
     assert_eq!(response(&namespace).await.as_deref(), Some(&b"fourth"[..]), "which empties nothing");
 
-    assert_eq!(cache.recall_outcome(&namespace, request.unwrap()).await.unwrap(), None);
-    cache.remember_outcome(&namespace, request.unwrap(), 7).await.unwrap();
-    cache.remember_outcome(&namespace, request.unwrap(), 8).await.unwrap();
-    assert_eq!(cache.recall_outcome(&namespace, request.unwrap()).await.unwrap(), Some(7), "the first outcome stays");
-    assert_eq!(cache.recall_outcome(&other, request.unwrap()).await.unwrap(), None);
+    assert_eq!(cache.recall_outcome(&namespace, &named).await.unwrap(), None);
+    cache.remember_outcome(&namespace, &named, 7).await.unwrap();
+    cache.remember_outcome(&namespace, &named, 8).await.unwrap();
+    assert_eq!(cache.recall_outcome(&namespace, &named).await.unwrap(), Some(7), "the first outcome stays");
+    assert_eq!(cache.recall_outcome(&other, &named).await.unwrap(), None);
 
     // What no request names happens each time.
     let again = Some(&RequestId(Arc::from("another"))).cloned();

@@ -2,7 +2,7 @@
 //! answered from the cache, what only looks alike should not be.
 //!
 //! ```sh
-//! cargo run --release --example support_faq -- --help
+//! cargo run --release --package support-faq -- --help
 //! ```
 //!
 //! It starts a sidecar of its own in this process (the embedded engine in a temporary folder, any
@@ -29,7 +29,7 @@ use tonic::transport::{Channel, Endpoint};
 #[derive(Debug, Parser)]
 struct Args {
     /// The questions, as `examples/support_faq/README.md` describes them.
-    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/support_faq/faq.jsonl"))]
+    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/faq.jsonl"))]
     faq: PathBuf,
     /// A running sidecar; without one, a sidecar is started for the replay.
     #[arg(long)]
@@ -96,14 +96,15 @@ impl Verdict {
 async fn main() -> Result<()> {
     let args = Args::parse();
     let items = read_faq(&args.faq)?;
-    let (sidecar, address, _data_dir) = match &args.address {
-        Some(address) => (None, address.clone(), None),
-        None => {
-            let (sidecar, data_dir) = start_sidecar().await?;
-            let address = sidecar.addresses().grpc.context("the sidecar has no address")?;
-            println!("sidecar: {address}, embedded engine, started for this replay");
-            (Some(sidecar), format!("http://{address}"), Some(data_dir))
-        }
+    let mut own = None;
+    let address = if let Some(address) = &args.address {
+        address.clone()
+    } else {
+        let (sidecar, data_dir) = start_sidecar().await?;
+        let address = sidecar.addresses().grpc.context("the sidecar has no address")?;
+        println!("sidecar: {address}, embedded engine, started for this replay");
+        own = Some((sidecar, data_dir));
+        format!("http://{address}")
     };
     let channel = Endpoint::from_shared(address.clone())?
         .connect_timeout(Duration::from_secs(3))
@@ -116,7 +117,7 @@ async fn main() -> Result<()> {
     let seen = replay(&mut client, &args, &items).await?;
     print_receipts(&seen, args.show);
     print_summary(&seen, &items);
-    if let Some(sidecar) = sidecar {
+    if let Some((sidecar, _data_dir)) = own {
         sidecar.stop().await?;
     }
     Ok(())
