@@ -50,10 +50,10 @@ enum Verb {
 #[derive(Clone, Debug, Args)]
 struct SettingsArgs {
     /// A settings file; by default $XDG_CONFIG_HOME/refrain/config.toml if it exists.
-    #[arg(long, env = "REFRAIN_CONFIG", value_name = "PATH")]
+    #[arg(long, env = "REFRAIN_CONFIG", value_name = "PATH", global = true)]
     config: Option<PathBuf>,
     /// Set one setting, as section.key=value; stronger than files and the environment.
-    #[arg(long = "set", value_name = "KEY=VALUE")]
+    #[arg(long = "set", value_name = "KEY=VALUE", global = true)]
     set: Vec<String>,
 }
 
