@@ -13,7 +13,7 @@ use std::{
 
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
     cache::Cache,
@@ -65,6 +65,8 @@ pub struct Running {
     addresses: Addresses,
     stop: CancellationToken,
     server: JoinHandle<Result<(), Error>>,
+    /// Begins the stop of a sidecar that is dropped rather than stopped.
+    _stop_on_drop: DropGuard,
 }
 
 /// Where a running sidecar is reached.
@@ -115,8 +117,11 @@ pub async fn start(config: Config, clock: Clock, metrics: Option<PrometheusHandl
     };
 
     let stop = CancellationToken::new();
+    // A start that fails half-way stops what it has started.
+    let stop_on_drop = stop.clone().drop_guard();
     // The operator's port outlives the drain, so that probes see a stopping server.
     let ops_stop = CancellationToken::new();
+    let ops_stop_on_drop = ops_stop.clone().drop_guard();
     let readiness = Readiness::default();
     let ops =
         ops_listener.map(|listener| tokio::spawn(ops::serve(listener, readiness.clone(), metrics, ops_stop.clone())));
@@ -152,13 +157,13 @@ pub async fn start(config: Config, clock: Clock, metrics: Option<PrometheusHandl
         let _ = tokio::join!(watching, flushing);
         embedder.close().await;
         engine.health.close().await;
-        ops_stop.cancel();
+        drop(ops_stop_on_drop);
         if let Some(ops) = ops {
             let _ = ops.await;
         }
         Ok(served??)
     });
-    Ok(Running { addresses, stop, server })
+    Ok(Running { addresses, stop, server, _stop_on_drop: stop_on_drop })
 }
 
 /// Loads the model that the settings name, off the runtime's threads.

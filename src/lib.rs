@@ -27,3 +27,8 @@ pub mod telemetry;
 pub mod app;
 pub mod cli;
 pub mod config;
+
+/// The README's Rust snippets compile.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -65,3 +65,11 @@ fn one_place_reads_the_clock() {
         assert!(!reads || path.ends_with("src/clock.rs"), "{path} reads the clock");
     }
 }
+
+#[test]
+fn one_place_names_metrics() {
+    for (path, code) in sources("") {
+        let names = code.contains("\"refrain_") && !code.contains("\"refrain_v1");
+        assert!(!names || path.ends_with("src/telemetry/names.rs"), "{path} names a metric");
+    }
+}
