@@ -15,6 +15,7 @@ use crate::{
     config::{Config, EngineKind},
     embed::model::{Model, Purpose, Spec},
     error::Fault as _,
+    store,
 };
 
 /// Name each dependency, its version, whether it works, and what to do if not.
@@ -128,6 +129,10 @@ async fn engine(config: &Config, model: Option<&dyn Model>, spec: Option<&Spec>)
     let opened = app::open_engine(config, model, Clock::system()).await;
     let engine = match opened {
         Ok(engine) => engine,
+        // Most likely the sidecar that this look is about.
+        Err(store::Error::InUse { what: dir, holder }) => {
+            return Finding::good(what, format!("{dir} is in use by {holder}; a running sidecar answers for it"));
+        }
         Err(problem) => return Finding::bad(what, format!("{}: {problem}", problem.reason())),
     };
     let finding = match engine.health.check().await {

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::{
     Failure, Output,
     client::ClientArgs,
-    output::{print_json, print_table},
+    output::{clip, print_json, print_table},
 };
 use crate::grpc::pb::{EmbedPurpose, EmbedRequest, embedding_service_client::EmbeddingServiceClient};
 
@@ -69,7 +69,7 @@ pub(super) async fn run(args: EmbedArgs) -> Result<(), Failure> {
                 let head: Vec<String> = floats(&one.vector).iter().take(SHOWN).map(|v| format!("{v:+.4}")).collect();
                 let notes = [(one.truncated, "truncated"), (one.memoized, "memoized")];
                 let notes: Vec<&str> = notes.into_iter().filter_map(|(on, note)| on.then_some(note)).collect();
-                vec![text.clone(), one.tokens.to_string(), format!("{} …", head.join(" ")), notes.join(", ")]
+                vec![clip(text), one.tokens.to_string(), format!("{} …", head.join(" ")), notes.join(", ")]
             });
             print_table(&["text", "tokens", "vector", "notes"], rows);
         }

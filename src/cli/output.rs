@@ -19,19 +19,22 @@ pub(super) fn print_table(header: &[&str], rows: impl IntoIterator<Item = Vec<St
         .set_content_arrangement(ContentArrangement::Dynamic)
         .set_header(header.to_vec());
     for row in rows {
-        table.add_row(row.into_iter().map(|cell| clip(&cell)));
+        table.add_row(row.into_iter().map(|cell| clean(&cell)));
     }
     println!("{table}");
 }
 
-/// One line, without control characters (a prompt must not steer the terminal), and not too long.
+/// Without control characters: a prompt must not steer the terminal.
+fn clean(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+/// At most [`CELL_CHARS_MAX`] characters, for texts of any length.
 pub(super) fn clip(text: &str) -> String {
-    let mut clean: String =
-        text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(CELL_CHARS_MAX + 1).collect();
-    if clean.chars().count() > CELL_CHARS_MAX {
-        clean = clean.chars().take(CELL_CHARS_MAX - 1).chain(['…']).collect();
+    if text.chars().nth(CELL_CHARS_MAX).is_none() {
+        return text.to_owned();
     }
-    clean
+    text.chars().take(CELL_CHARS_MAX - 1).chain(['…']).collect()
 }
 
 /// `text` if the bytes are UTF-8, else `base64`.

@@ -41,6 +41,14 @@ pub enum Error {
         /// What to do.
         remedy: String,
     },
+    /// Another process has what only one may have.
+    #[error("{what} is in use by {holder}. Stop it, or give this sidecar a data directory of its own")]
+    InUse {
+        /// The data directory.
+        what: String,
+        /// The process that has it.
+        holder: String,
+    },
     /// The store lacks something Refrain cannot do without, such as the search module.
     #[error("{what} is missing. {remedy}")]
     Missing {
@@ -64,7 +72,7 @@ impl Fault for Error {
         match self {
             Self::Unavailable { .. } | Self::Timeout { .. } => Kind::Unavailable,
             Self::Overloaded { .. } => Kind::Overloaded,
-            Self::SchemaMismatch { .. } | Self::Missing { .. } => Kind::WrongState,
+            Self::SchemaMismatch { .. } | Self::InUse { .. } | Self::Missing { .. } => Kind::WrongState,
             Self::Corrupt { .. } => Kind::Bug,
         }
     }
@@ -75,6 +83,7 @@ impl Fault for Error {
             Self::Timeout { .. } => "STORE_TIMEOUT",
             Self::Overloaded { .. } => "OVERLOADED",
             Self::SchemaMismatch { .. } => "SCHEMA_MISMATCH",
+            Self::InUse { .. } => "STORE_IN_USE",
             Self::Missing { .. } => "STORE_INCOMPLETE",
             Self::Corrupt { .. } => "STORE_CORRUPT",
         }
@@ -84,7 +93,7 @@ impl Fault for Error {
         match self {
             Self::Unavailable { .. } | Self::Timeout { .. } => Some(Duration::from_millis(500)),
             Self::Overloaded { .. } => Some(Duration::from_millis(50)),
-            Self::SchemaMismatch { .. } | Self::Missing { .. } | Self::Corrupt { .. } => None,
+            Self::SchemaMismatch { .. } | Self::InUse { .. } | Self::Missing { .. } | Self::Corrupt { .. } => None,
         }
     }
 }

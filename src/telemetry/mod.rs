@@ -6,7 +6,7 @@
 pub mod names;
 pub mod ops;
 
-use std::io;
+use std::io::{self, IsTerminal as _};
 
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _};
@@ -28,7 +28,10 @@ pub fn init_logs(settings: &Telemetry) -> Result<(), String> {
         .map_err(|problem| format!("telemetry.log = {:?}: {problem}", settings.log))?;
     let registry = tracing_subscriber::registry().with(filter);
     match settings.log_format {
-        LogFormat::Text => registry.with(fmt::layer().with_writer(io::stderr)).try_init(),
+        LogFormat::Text => {
+            let colors = io::stderr().is_terminal();
+            registry.with(fmt::layer().with_ansi(colors).with_writer(io::stderr)).try_init()
+        }
         LogFormat::Json => registry.with(fmt::layer().json().flatten_event(true).with_writer(io::stderr)).try_init(),
     }
     .map_err(|problem| problem.to_string())

@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::failure::unavailable;
-use crate::store::Result;
+use crate::store::{Error, Result};
 
 const FILE_NAME: &str = "lock";
 
@@ -39,17 +39,14 @@ impl DirLock {
     }
 }
 
-fn taken(file: &mut File, dir: &Path) -> crate::store::Error {
+fn taken(file: &mut File, dir: &Path) -> Error {
     let mut text = String::new();
     // The holder may be about to write its number; without it the message still says what to do.
     let holder = match file.read_to_string(&mut text).ok().and_then(|_| text.trim().parse::<u32>().ok()) {
         Some(pid) => format!("process {pid}"),
         None => "another process".to_owned(),
     };
-    unavailable(format!(
-        "{} is in use by {holder}. Stop it, or give this sidecar a data directory of its own",
-        dir.display()
-    ))
+    Error::InUse { what: dir.display().to_string(), holder }
 }
 
 #[cfg(test)]
