@@ -22,7 +22,7 @@ use crate::{
     embed::{
         self, Embedder, fake,
         model::{Model, ModelError},
-        onnx::{Onnx, Source},
+        onnx::{self, Source},
     },
     grpc::{
         AdminApi, CacheApi, EmbeddingApi,
@@ -173,14 +173,9 @@ pub async fn load_model(config: &Config) -> Result<Arc<dyn Model>, ModelError> {
         return Ok(Arc::new(fake::Fake::new()));
     }
     let library = config.onnxruntime();
-    let source = match name.strip_prefix("hub:") {
-        Some(listed) => Source::Named { name: listed.to_owned(), cache: config.assets_dir().join("hub") },
-        None => Source::Folder(config.model_dir()),
-    };
-    let loading = tokio::task::spawn_blocking(move || -> Result<Arc<dyn Model>, ModelError> {
-        Ok(Arc::new(Onnx::open(&source, &library)?))
-    });
-    loading.await.map_err(|problem| ModelError::Inference(format!("loading ended unexpectedly: {problem}")))?
+    let assets = config.assets_dir();
+    let source = Source::resolve(name, &assets.join("models"), assets.join("hub"));
+    Ok(Arc::new(onnx::load(source, library).await?))
 }
 
 /// Opens the engine that the settings name.

@@ -348,7 +348,7 @@ pub struct Vector(Arc<[f32]>);
 
 impl Vector {
     /// Shortest norm that can be scaled to one without blowing noise up.
-    const NORM_MIN: f32 = 1e-6;
+    const NORM_MIN: f64 = 1e-6;
 
     /// Checks `values` and scales them to unit length.
     ///
@@ -361,8 +361,8 @@ impl Vector {
         if let Some(at) = values.iter().position(|v| !v.is_finite()) {
             return Err(Invalid::new("vector", format!("component {at} is not a finite number")));
         }
-        // Summed in double precision, so that large but finite components do not overflow.
-        let norm = values.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>().sqrt() as f32;
+        // In double precision, so that large but finite components do not overflow.
+        let norm = values.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>().sqrt();
         if norm < Self::NORM_MIN {
             return Err(Invalid::new("vector", "has no direction (its norm is zero)"));
         }
@@ -370,7 +370,7 @@ impl Vector {
         // changes no bit.
         if (norm - 1.0).abs() > 1e-6 {
             for value in &mut values {
-                *value /= norm;
+                *value = (f64::from(*value) / norm) as f32;
             }
         }
         Ok(Self(values.into()))
@@ -512,3 +512,6 @@ impl PartsHasher {
         *self.0.finalize().as_bytes()
     }
 }
+
+#[cfg(test)]
+mod tests;

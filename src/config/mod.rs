@@ -6,12 +6,7 @@
 
 mod layers;
 
-use std::{
-    collections::BTreeMap,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
 use serde::Deserialize;
 
@@ -283,12 +278,6 @@ impl Config {
             .onnxruntime
             .clone()
             .unwrap_or_else(|| self.assets_dir().join("onnxruntime").join("libonnxruntime.so"))
-    }
-
-    /// The folder of the model, if it is not one from a hub or the fake.
-    pub fn model_dir(&self) -> PathBuf {
-        let model = Path::new(&self.embedding.model);
-        if model.components().count() > 1 { model.to_path_buf() } else { self.assets_dir().join("models").join(model) }
     }
 }
 

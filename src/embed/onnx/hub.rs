@@ -31,6 +31,13 @@ fn find(name: &str) -> Result<ModelInfo<EmbeddingModel>, ModelError> {
     matches.into_iter().min_by_key(plain_first).ok_or_else(|| unusable(name, super::DYNAMIC_REFUSED))
 }
 
+/// Whether fastembed lists a model of this name.
+pub(super) fn is_known(name: &str) -> bool {
+    TextEmbedding::list_supported_models()
+        .iter()
+        .any(|info| names(info).iter().any(|known| known.eq_ignore_ascii_case(name)))
+}
+
 fn unusable(name: &str, problem: &str) -> ModelError {
     let mut known: Vec<_> = TextEmbedding::list_supported_models();
     known.retain(|info| !is_dynamic(info));
@@ -266,6 +273,30 @@ mod tests {
         let dynamic = name_of("AllMiniLML6V2Q");
         assert!(dynamic.contains("dynamically"), "{dynamic}");
         assert!(!unknown.contains("AllMiniLML6V2Q"), "what cannot run is not offered");
+    }
+
+    #[test]
+    fn a_name_is_a_folder_first_and_a_listed_model_second() {
+        use crate::embed::onnx::Source;
+        let models = tempfile::tempdir().unwrap();
+        std::fs::create_dir(models.path().join("bge-small-en-v1.5")).unwrap();
+        let check = |name: &str, expect: Option<&str>| {
+            let cache = std::path::PathBuf::from("cache");
+            let expect = match expect {
+                Some(listed) => Source::Named { name: listed.into(), cache: cache.clone() },
+                None => Source::Folder(models.path().join(name)),
+            };
+            assert_eq!(Source::resolve(name, models.path(), cache), expect, "{name}");
+        };
+        check("bge-small-en-v1.5", None);
+        check("hub:bge-small-en-v1.5", Some("bge-small-en-v1.5"));
+        check("multilingual-e5-small", Some("multilingual-e5-small"));
+        check("intfloat/multilingual-e5-small", Some("intfloat/multilingual-e5-small"));
+        check("all-MiniLM-L6-v2", None);
+        check("no-such-model", None);
+        let path = models.path().join("bge-small-en-v1.5");
+        let path = path.to_str().unwrap();
+        assert_eq!(Source::resolve(path, models.path(), "cache".into()), Source::Folder(path.into()));
     }
 
     #[test]

@@ -49,6 +49,27 @@ pub enum Source {
     },
 }
 
+/// The model that `make setup` builds; without its folder that is the remedy, not a download of
+/// another export of the same weights.
+const BUILT_HERE: &str = "all-MiniLM-L6-v2";
+
+impl Source {
+    /// What `name` means: a folder below `models` or a path to one, else a model that fastembed
+    /// lists, fetched into `cache`. `hub:NAME` always means the latter.
+    pub fn resolve(name: &str, models: &Path, cache: PathBuf) -> Self {
+        if let Some(listed) = name.strip_prefix("hub:") {
+            return Self::Named { name: listed.to_owned(), cache };
+        }
+        // A relative path below `models` and one from here are told apart by which exists.
+        let below = models.join(name);
+        let folder = if below.is_dir() || !Path::new(name).is_dir() { below } else { PathBuf::from(name) };
+        if !folder.is_dir() && name != BUILT_HERE && hub::is_known(name) {
+            return Self::Named { name: name.to_owned(), cache };
+        }
+        Self::Folder(folder)
+    }
+}
+
 /// An ONNX model.
 pub struct Onnx {
     spec: Spec,
