@@ -82,6 +82,8 @@ struct Inner {
     shop: Shop,
     board: Arc<Board>,
     space: SpaceId,
+    /// Tokens of a one-letter text: what special tokens and a tokenizer's own mark add.
+    letter_tokens: usize,
     settings: Settings,
     threads: Mutex<Vec<JoinHandle<()>>>,
     /// Bounds the threads that count tokens of large texts.
@@ -118,11 +120,20 @@ impl Embedder {
         let board = Arc::new(Board::new(Arc::clone(&memo), clock.instant()));
         let queue = Arc::new(Queue::new(settings.bounds(), settings.limits(), clock.clone()));
         let space = model.spec().space();
+        let letter_tokens = model.count_tokens("a")?;
         let shop = Shop { model, queue, memo, clock };
         let workers = settings.worker_count();
         let threads = workers::start(&shop, workers)?;
         let counting = Arc::new(Semaphore::new(workers));
-        Ok(Self(Arc::new(Inner { shop, board, space, settings, threads: Mutex::new(threads), counting })))
+        Ok(Self(Arc::new(Inner {
+            shop,
+            board,
+            space,
+            letter_tokens,
+            settings,
+            threads: Mutex::new(threads),
+            counting,
+        })))
     }
 
     /// What shapes the vectors.
@@ -232,9 +243,8 @@ impl Embedder {
         if bytes > spec.tokens_max.saturating_mul(BYTES_PER_TOKEN_MAX) {
             return Ok(false);
         }
-        // Outside ASCII a normalizer can make several characters of one. Special tokens and a
-        // tokenizer's own leading mark are what a single letter costs beyond itself.
-        if prefix.is_ascii() && text.is_ascii() && bytes + self.0.shop.model.count_tokens("a")? <= spec.tokens_max {
+        // Outside ASCII a normalizer can make several characters of one.
+        if prefix.is_ascii() && text.is_ascii() && bytes + self.0.letter_tokens <= spec.tokens_max {
             return Ok(true);
         }
         Ok(self.0.shop.model.count_tokens(&format!("{prefix}{text}"))? <= spec.tokens_max)
