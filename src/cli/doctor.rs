@@ -13,7 +13,10 @@ use crate::{
     app,
     clock::Clock,
     config::{Config, EngineKind},
-    embed::model::{Model, Purpose, Spec},
+    embed::{
+        model::{Model, Purpose, Spec},
+        onnx,
+    },
     error::Fault as _,
     store,
 };
@@ -80,13 +83,9 @@ fn runtime(config: &Config) -> Finding {
         return Finding::good("onnx runtime", "not needed by the fake model");
     }
     let path = config.onnxruntime();
-    if path.is_file() {
-        Finding::good("onnx runtime", path.display().to_string())
-    } else {
-        Finding::bad(
-            "onnx runtime",
-            format!("{} is missing; run `make setup`, or set embedding.onnxruntime", path.display()),
-        )
+    match onnx::runtime_build(&path) {
+        Ok(build) => Finding::good("onnx runtime", format!("{}: {build}", path.display())),
+        Err(problem) => Finding::bad("onnx runtime", problem),
     }
 }
 
@@ -101,8 +100,10 @@ async fn examine_model(model: &Arc<dyn Model>) -> Finding {
         Ok(Ok(_)) => Finding::good(
             "model",
             format!(
-                "{} ({} components, {} tokens), space {}; it answers",
+                "{}, revision {}, quantization {}, {} components, {} tokens, space {}; it answers",
                 spec.name,
+                spec.revision,
+                spec.quantization,
                 spec.dimension,
                 spec.tokens_max,
                 spec.space()

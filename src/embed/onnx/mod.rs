@@ -247,6 +247,13 @@ fn multiplies_int8_exactly() -> bool {
     }
 }
 
+/// The version and build of the runtime library, for `doctor`. Loads it if it is not loaded yet.
+pub fn runtime_build(library: &Path) -> Result<String, ModelError> {
+    environment(library)?;
+    // A library that is older than the interface would have been refused.
+    Ok(format!("version 1.{} or newer, {}", ort::MINOR_VERSION, ort::info()))
+}
+
 /// The process's one environment of ONNX Runtime. The first library that loads stays; a path that
 /// does not load is an error each time and leaves the way open for a better one.
 fn environment(library: &Path) -> Result<Environment, ModelError> {
@@ -255,7 +262,7 @@ fn environment(library: &Path) -> Result<Environment, ModelError> {
     if let Some(environment) = &*environment {
         return Ok(environment.clone());
     }
-    let remedy = "Run `make setup`, or point embed.runtime at an ONNX Runtime library";
+    let remedy = "Run `make setup`, or point embedding.onnxruntime at an ONNX Runtime library";
     if !library.is_file() {
         return Err(asset(library, "the file does not exist", remedy));
     }
