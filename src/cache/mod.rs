@@ -468,14 +468,15 @@ impl<'a> Lookup<'a> {
     }
 
     async fn vector(&mut self, known: Option<Vector>) -> Result<Vector, Stop> {
-        if let Some(vector) = known {
-            return Ok(vector);
-        }
         let (cache, prompt) = (self.cache, &self.ask.prompt);
         // A text that is cut has the vector of its beginning: two prompts with one beginning
-        // would look the same, so only an exact hit can be trusted.
+        // would look the same, so only an exact hit can be trusted. The memo may know such a
+        // vector, since texts of any length can be embedded, so it is asked about only after this.
         if !cache.embedder.fits(prompt.as_str()).map_err(Error::from)? {
             return Err(Stop::Miss(MissReason::TooLong));
+        }
+        if let Some(vector) = known {
+            return Ok(vector);
         }
         let embedded = if self.ask.tiers.exact {
             // The probe has already asked the engine's memo.

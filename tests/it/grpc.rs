@@ -128,6 +128,23 @@ async fn a_prompt_longer_than_the_model_reads_is_matched_exactly_only() {
     assert_eq!(hit.entry.unwrap().response, "1");
 }
 
+/// The vector of a cut text is that of its beginning. Whoever embeds the text puts it into the memo,
+/// from where a lookup must not take it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prompt_too_long_for_the_model_finds_no_neighbor_through_the_memo() {
+    let sidecar = Sidecar::start(&[]).await;
+    let mut cache = sidecar.cache().await;
+    let beginning = "word ".repeat(254);
+    cache.store(answer("a", &beginning, "of the beginning")).await.unwrap();
+    let long = format!("{beginning}and do the opposite");
+    let embed = EmbedRequest { namespace: "a".into(), texts: vec![long.clone()], ..EmbedRequest::default() };
+    let embedded = sidecar.embedding().await.embed(embed).await.unwrap().into_inner();
+    assert!(embedded.embeddings[0].truncated);
+    let found = cache.lookup(ask("a", &long)).await.unwrap().into_inner();
+    assert!(found.entry.is_none(), "the answer to the beginning is not the answer to all");
+    assert_eq!(found.receipt.unwrap().miss_reason(), MissReason::TooLong);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bad_request_names_its_field_and_stores_nothing() {
     let sidecar =
