@@ -83,7 +83,8 @@ impl Collector {
                     (SAVED_LATENCY_US, usage.latency.as_micros() as u64),
                 ] {
                     if saved > 0 {
-                        *counts.entry(name.into()).or_default() += saved;
+                        let sum = counts.entry(name.into()).or_default();
+                        *sum = sum.saturating_add(saved);
                     }
                 }
             }
@@ -126,7 +127,8 @@ impl Collector {
         let mut counts: Counts = counters.into_iter().collect();
         if let Some(waiting) = self.waiting.lock().get(namespace) {
             for (name, delta) in waiting {
-                *counts.entry(name.clone()).or_default() += delta;
+                let sum = counts.entry(name.clone()).or_default();
+                *sum = sum.saturating_add(*delta);
             }
         }
         let read = |name: &str| counts.get(name).copied().unwrap_or_default();

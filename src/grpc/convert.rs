@@ -65,7 +65,12 @@ pub(super) fn request_id(id: &str) -> Result<Option<RequestId>, Invalid> {
 }
 
 fn duration(field: &'static str, value: PbDuration) -> Result<Duration, Invalid> {
-    Duration::try_from(value).map_err(|_| Invalid::new(field, "is negative or not a valid duration"))
+    let invalid = || Invalid::new(field, "is negative or not a valid duration");
+    // The conversion turns the sign of what is negative around, which the least number does not bear.
+    if value.seconds < 0 {
+        return Err(invalid());
+    }
+    Duration::try_from(value).map_err(|_| invalid())
 }
 
 pub(super) fn page_size(asked: u32, limits: &Limits) -> usize {
@@ -165,13 +170,23 @@ fn usage(usage: pb::Usage) -> Result<Usage, Invalid> {
         input_tokens: counter("usage.input_tokens", usage.input_tokens)?,
         output_tokens: counter("usage.output_tokens", usage.output_tokens)?,
         cost_micros: counter("usage.cost_micros", usage.cost_micros)?,
-        latency: usage.latency.map(|latency| duration("usage.latency", latency)).transpose()?.unwrap_or_default(),
+        latency: usage.latency.map(latency).transpose()?.unwrap_or_default(),
     })
 }
 
 /// Figures are added up over millions of hits; one absurd value must not overflow the sum.
+const COUNTER_MAX: u64 = 1 << 40;
+
+fn latency(value: PbDuration) -> Result<Duration, Invalid> {
+    let latency = duration("usage.latency", value)?;
+    // It is added up in microseconds.
+    if latency > Duration::from_micros(COUNTER_MAX) {
+        return Err(Invalid::new("usage.latency", "is longer than 12 days, which no call takes"));
+    }
+    Ok(latency)
+}
+
 fn counter(field: &'static str, value: u64) -> Result<u64, Invalid> {
-    const COUNTER_MAX: u64 = 1 << 40;
     if value > COUNTER_MAX {
         return Err(Invalid::new(field, format!("is {value}; at most {COUNTER_MAX} is taken")));
     }

@@ -198,6 +198,14 @@ async fn a_bad_request_names_its_field_and_stores_nothing() {
                 ..good()
             },
         ),
+        (
+            "usage.latency",
+            StoreRequest {
+                usage: Some(refrain::grpc::pb::Usage { latency: Some(seconds(i64::MAX)), ..Default::default() }),
+                ..good()
+            },
+        ),
+        ("ttl", StoreRequest { expiration: Some(Expiration::Ttl(seconds(i64::MIN))), ..good() }),
     ];
     for (field, request) in cases {
         let status = cache.store(request).await.unwrap_err();
