@@ -196,6 +196,33 @@ async fn work_in_flight_finishes_and_what_hangs_is_cut() {
     sidecar.stop().await;
 }
 
+/// Each namespace has counters to hand over, and each would wait for a timeout of its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn it_stops_soon_while_the_store_hangs_and_many_namespaces_have_counters() {
+    let redis = RedisServer::start().await;
+    let url = format!("store.redis.url={}", redis.url());
+    let sidecar =
+        Sidecar::start(&["store.engine=redis", &url, "store.redis.response_timeout=1s", "cache.stats_interval=1h"])
+            .await;
+    let mut cache = sidecar.cache().await;
+    for number in 0..100 {
+        cache.lookup(ask(&format!("tenant-{number}"), "q")).await.unwrap();
+    }
+    redis.pause();
+    tokio::time::timeout(BOUND, sidecar.stop()).await.expect("it stopped");
+    redis.resume();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_stops_in_spite_of_a_silent_peer_on_the_operators_port() {
+    let sidecar = Sidecar::start(&[]).await;
+    let silent = TcpStream::connect(sidecar.ops).await.unwrap();
+    // Connections are taken in order, so the silent one has been.
+    assert!(http_get(sidecar.ops, "/healthz").await.starts_with("HTTP/1.1 200"));
+    tokio::time::timeout(BOUND, sidecar.stop()).await.expect("it stopped");
+    drop(silent);
+}
+
 /// Waits until the sidecar works on a call. The gauge is the process's, so other tests may add.
 async fn wait_for_calls(sidecar: &Sidecar, at_least: u64) {
     eventually("a call is in flight", || async {
