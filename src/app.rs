@@ -36,6 +36,9 @@ use crate::{
 /// How often the engine is asked whether it answers, for `/readyz`.
 const READINESS_INTERVAL: Duration = Duration::from_secs(1);
 
+/// How long the operator's port may take to finish its answers when all else has ended.
+const OPS_GRACE: Duration = Duration::from_millis(250);
+
 /// Why the sidecar cannot start or had to end.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -153,8 +156,11 @@ pub async fn start(config: Config, clock: Clock, metrics: Option<PrometheusHandl
         embedder.close().await;
         engine.health.close().await;
         ops_stop.cancel();
-        if let Some(ops) = ops {
-            let _ = ops.await;
+        if let Some(mut ops) = ops
+            && tokio::time::timeout(OPS_GRACE, &mut ops).await.is_err()
+        {
+            // A peer in the middle of a request, or one that does not read its answer.
+            ops.abort();
         }
         Ok(served??)
     });

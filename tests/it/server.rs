@@ -214,13 +214,15 @@ async fn it_stops_soon_while_the_store_hangs_and_many_namespaces_have_counters()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_stops_in_spite_of_a_silent_peer_on_the_operators_port() {
+async fn it_stops_in_spite_of_silent_peers_on_the_operators_port() {
     let sidecar = Sidecar::start(&[]).await;
     let silent = TcpStream::connect(sidecar.ops).await.unwrap();
-    // Connections are taken in order, so the silent one has been.
+    let mut halfway = TcpStream::connect(sidecar.ops).await.unwrap();
+    halfway.write_all(b"GET /healthz HTTP/1.1\r\nHost:").await.unwrap();
+    // Connections are taken in order, so these two have been.
     assert!(http_get(sidecar.ops, "/healthz").await.starts_with("HTTP/1.1 200"));
     tokio::time::timeout(BOUND, sidecar.stop()).await.expect("it stopped");
-    drop(silent);
+    drop((silent, halfway));
 }
 
 /// Waits until the sidecar works on a call. The gauge is the process's, so other tests may add.
