@@ -133,7 +133,7 @@ pub async fn start(config: Config, clock: Clock, metrics: Option<PrometheusHandl
 
     let health = HealthReporter::new();
     let services = Services {
-        cache: CacheApi::new(cache.clone(), Arc::new(config.limits.clone())),
+        cache: CacheApi::new(cache.clone(), Arc::new(config.limits.clone()), config.server.message_bytes_max),
         embedding: EmbeddingApi::new(embedder.clone()),
         admin: AdminApi::new(engine.clone(), embedder.clone(), &config, started),
         health: health.clone(),

@@ -13,7 +13,7 @@ use crate::{
     embed::model::Spec,
     error::Invalid,
     grpc::pb,
-    store::{Entry, RequestId, Usage},
+    store::{Cursor, Entry, RequestId, Usage},
     types::{Attributes, Category, Deadline, EntryId, Namespace, Prompt, Similarity, Timestamp},
 };
 
@@ -300,6 +300,47 @@ pub(super) fn entry_to_pb(entry: Entry) -> pb::Entry {
         usage: Some(usage_to_pb(&entry.usage)),
         create_time: Some(timestamp_to_pb(entry.created)),
         expire_time: Some(timestamp_to_pb(entry.expires)),
+    }
+}
+
+/// As many entries of a page as a message holds, at least one, and where to go on after them.
+pub(super) fn page_to_pb(
+    entries: Vec<Entry>,
+    next: Option<Cursor>,
+    message_bytes_max: usize,
+) -> (Vec<pb::Entry>, Option<Cursor>) {
+    let mut room = Room::new(message_bytes_max);
+    let mut page = Vec::with_capacity(entries.len());
+    let mut last = None;
+    for entry in entries {
+        let cursor = Cursor { expires: entry.expires, id: entry.id };
+        let entry = entry_to_pb(entry);
+        if !room.take(&entry) && !page.is_empty() {
+            return (page, last);
+        }
+        page.push(entry);
+        last = Some(cursor);
+    }
+    (page, next)
+}
+
+/// What is left of a message while its parts are put together.
+pub(super) struct Room(usize);
+
+impl Room {
+    /// What a part costs beside its own bytes, and what stands in a message beside its parts.
+    const PART_BYTES: usize = 16;
+    const FRAME_BYTES: usize = 256;
+
+    pub(super) fn new(message_bytes_max: usize) -> Self {
+        Self(message_bytes_max.saturating_sub(Self::FRAME_BYTES))
+    }
+
+    /// Takes the room a part needs, if it is there.
+    pub(super) fn take(&mut self, part: &impl prost::Message) -> bool {
+        let left = self.0.checked_sub(part.encoded_len() + Self::PART_BYTES);
+        self.0 = left.unwrap_or(self.0);
+        left.is_some()
     }
 }
 

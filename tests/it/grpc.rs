@@ -128,6 +128,41 @@ async fn a_prompt_longer_than_the_model_reads_is_matched_exactly_only() {
     assert_eq!(hit.entry.unwrap().response, "1");
 }
 
+/// Entries are as large as a response may be, and a page or a batch of them is larger than a message.
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_and_batches_of_large_responses_fit_a_message() {
+    let sidecar = Sidecar::start(&[]).await;
+    let mut cache = sidecar.cache().await;
+    let body = "x".repeat(1_000_000);
+    for number in 0..6 {
+        cache.store(answer("a", &format!("question {number}"), &body)).await.unwrap();
+    }
+    let (mut seen, mut page_token) = (0, String::new());
+    loop {
+        let page = ListEntriesRequest { namespace: "a".into(), page_token, ..Default::default() };
+        let page = cache.list_entries(page).await.unwrap().into_inner();
+        assert!(!page.entries.is_empty() && page.entries.iter().all(|entry| entry.response.len() == body.len()));
+        (seen, page_token) = (seen + page.entries.len(), page.next_page_token);
+        if page_token.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(seen, 6);
+
+    let requests = (0..7).map(|number| ask("", &format!("question {number}"))).collect();
+    let batch = cache.batch_lookup(BatchLookupRequest { namespace: "a".into(), requests }).await.unwrap().into_inner();
+    let results: Vec<String> = batch
+        .results
+        .into_iter()
+        .map(|result| match result.result.unwrap() {
+            batch_lookup_result::Result::Response(found) => found.entry.map_or("miss", |_| "hit").to_owned(),
+            batch_lookup_result::Result::Error(error) => error.reason,
+        })
+        .collect();
+    let over = "ANSWER_TOO_LARGE";
+    assert_eq!(results, ["hit", "hit", "hit", "hit", over, over, "miss"]);
+}
+
 /// The vector of a cut text is that of its beginning. Whoever embeds the text puts it into the memo,
 /// from where a lookup must not take it.
 #[tokio::test(flavor = "multi_thread")]
