@@ -304,7 +304,10 @@ impl Cache {
         let probes = stream::iter(ids.to_vec())
             .map(|id| async move { self.store.probe(namespace, &id, None, None).await })
             .buffered(BATCH_CONCURRENCY);
-        let found: Vec<Entry> = probes.try_filter_map(|probe| async move { Ok(probe.entry) }).try_collect().await?;
+        // A selector does not look at responses, and a thousand of them would fill the memory.
+        let head = |entry| Entry { response: Bytes::new(), ..entry };
+        let found: Vec<Entry> =
+            probes.try_filter_map(|probe| async move { Ok(probe.entry.map(head)) }).try_collect().await?;
         self.delete_matching(namespace, &found, selector, dry_run).await
     }
 

@@ -219,7 +219,10 @@ pub(super) fn selector(selector: Option<pb::EntrySelector>, limits: &Limits) -> 
     let id = |(at, id): (usize, &String)| {
         entry_id(id).map_err(|e| Invalid::new(format!("selector.entry_ids[{at}]"), e.problem().to_owned()))
     };
-    let ids: Vec<EntryId> = selector.entry_ids.iter().enumerate().map(id).collect::<Result<_, _>>()?;
+    let mut ids: Vec<EntryId> = selector.entry_ids.iter().enumerate().map(id).collect::<Result<_, _>>()?;
+    // One that stands twice is one entry, also where entries are only counted.
+    ids.sort_unstable();
+    ids.dedup();
     let parsed = Selector {
         ids: (!ids.is_empty()).then_some(ids),
         prompt: match selector.prompt {

@@ -128,6 +128,19 @@ async fn a_prompt_longer_than_the_model_reads_is_matched_exactly_only() {
     assert_eq!(hit.entry.unwrap().response, "1");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_id_that_stands_twice_in_a_selector_is_one_entry() {
+    let sidecar = Sidecar::start(&[]).await;
+    let mut cache = sidecar.cache().await;
+    let id = cache.store(answer("a", "q", "r")).await.unwrap().into_inner().entry_id;
+    let selector = EntrySelector { entry_ids: vec![id.clone(), id.to_uppercase(), id], ..Default::default() };
+    for dry_run in [true, false] {
+        let selector = Some(selector.clone());
+        let request = InvalidateEntriesRequest { namespace: "a".into(), selector, dry_run, ..Default::default() };
+        assert_eq!(cache.invalidate_entries(request).await.unwrap().into_inner().count, 1, "dry run {dry_run}");
+    }
+}
+
 /// Entries are as large as a response may be, and a page or a batch of them is larger than a message.
 #[tokio::test(flavor = "multi_thread")]
 async fn pages_and_batches_of_large_responses_fit_a_message() {
