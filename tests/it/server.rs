@@ -139,6 +139,9 @@ async fn a_deadline_is_kept_and_excess_calls_are_shed_while_the_store_hangs() {
     .await;
     assert_eq!(status.code(), Code::Unavailable);
     assert!(status.get_details_retry_info().unwrap().retry_delay.is_some());
+    // A busy server is not a sick one, and an orchestrator would kill it for that.
+    let check = HealthClient::new(sidecar.channel().await).check(HealthCheckRequest::default()).await.unwrap();
+    assert_eq!(check.into_inner().status(), ServingStatus::Serving);
     hanging.abort();
     redis.resume();
     eventually("the store answers again", || {
