@@ -266,7 +266,7 @@ impl Config {
     /// A period of zero ends its timer by a panic, and a time that lies centuries ahead cannot be
     /// added to a clock.
     fn check_durations(&self) -> Result<(), Error> {
-        const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+        const LONGEST: Duration = Duration::from_hours(100 * 365 * 24);
         let (server, redis) = (&self.server, &self.store.redis);
         for (key, duration) in [
             ("server.deadline_default", server.deadline_default),
