@@ -119,7 +119,7 @@ pub struct Stored {
     pub created: bool,
     /// When it ends.
     pub expires: Timestamp,
-    /// The prompt is longer than the model reads; only the same prompt finds the entry.
+    /// The model does not read all of the prompt; only the same prompt finds the entry.
     pub exact_only: bool,
     /// Where the time went.
     pub timings: Timings,
@@ -472,8 +472,9 @@ impl<'a> Lookup<'a> {
 
     async fn vector(&mut self, known: Option<Vector>) -> Result<Vector, Stop> {
         let (cache, prompt) = (self.cache, &self.ask.prompt);
-        // A text that is cut has the vector of its beginning: two prompts with one beginning
-        // would look the same, so only an exact hit can be trusted. The memo may know such a
+        // A text that is cut has the vector of its beginning, and one with words that the vocabulary
+        // lacks that of any other such words: different prompts would look the same, so only an
+        // exact hit can be trusted. The memo may know such a
         // vector, since texts of any length can be embedded, so it is asked about only after this.
         if !cache.embedder.fits(prompt.as_str()).map_err(Error::from)? {
             return Err(Stop::Miss(MissReason::TooLong));

@@ -141,6 +141,18 @@ async fn an_id_that_stands_twice_in_a_selector_is_one_entry() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prompt_with_words_outside_the_vocabulary_is_matched_exactly_only() {
+    let sidecar = Sidecar::start(&[]).await;
+    let mut cache = sidecar.cache().await;
+    let stored = cache.store(answer("a", "what is \u{fffd}", "1")).await.unwrap().into_inner();
+    assert!(stored.exact_only);
+    let other = LookupRequest { min_similarity: Some(-1.0), ..ask("a", "what is \u{fffd}\u{fffd}") };
+    let receipt = cache.lookup(other).await.unwrap().into_inner().receipt.unwrap();
+    assert_eq!(receipt.miss_reason(), MissReason::TooLong);
+    assert!(cache.lookup(ask("a", "what is \u{fffd}")).await.unwrap().into_inner().entry.is_some());
+}
+
 /// Entries are as large as a response may be, and a page or a batch of them is larger than a message.
 #[tokio::test(flavor = "multi_thread")]
 async fn pages_and_batches_of_large_responses_fit_a_message() {
