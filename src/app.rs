@@ -36,6 +36,12 @@ use crate::{
 /// How often the engine is asked whether it answers, for `/readyz`.
 const READINESS_INTERVAL: Duration = Duration::from_secs(1);
 
+/// How often the samples of histograms are summed up.
+const METRICS_UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How long the operator's port may take to finish its answers when all else has ended.
+const OPS_GRACE: Duration = Duration::from_millis(250);
+
 /// Why the sidecar cannot start or had to end.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -123,6 +129,7 @@ pub async fn start(config: Config, clock: Clock, metrics: Option<PrometheusHandl
     let ops_stop = CancellationToken::new();
     let ops_stop_on_drop = ops_stop.clone().drop_guard();
     let readiness = Readiness::default();
+    let upkeep = tokio::spawn(keep_metrics(metrics.clone(), ops_stop.clone()));
     let ops =
         ops_listener.map(|listener| tokio::spawn(ops::serve(listener, readiness.clone(), metrics, ops_stop.clone())));
 
@@ -135,7 +142,7 @@ pub async fn start(config: Config, clock: Clock, metrics: Option<PrometheusHandl
 
     let health = HealthReporter::new();
     let services = Services {
-        cache: CacheApi::new(cache.clone(), Arc::new(config.limits.clone())),
+        cache: CacheApi::new(cache.clone(), Arc::new(config.limits.clone()), config.server.message_bytes_max),
         embedding: EmbeddingApi::new(embedder.clone()),
         admin: AdminApi::new(engine.clone(), embedder.clone(), &config, started),
         health: health.clone(),
@@ -158,8 +165,12 @@ pub async fn start(config: Config, clock: Clock, metrics: Option<PrometheusHandl
         embedder.close().await;
         engine.health.close().await;
         drop(ops_stop_on_drop);
-        if let Some(ops) = ops {
-            let _ = ops.await;
+        let _ = upkeep.await;
+        if let Some(mut ops) = ops
+            && tokio::time::timeout(OPS_GRACE, &mut ops).await.is_err()
+        {
+            // A peer in the middle of a request, or one that does not read its answer.
+            ops.abort();
         }
         Ok(served??)
     });
@@ -221,6 +232,19 @@ async fn flush_stats(cache: Cache, every: Duration, stop: CancellationToken) {
         }
     }
     cache.flush_stats().await;
+}
+
+/// Sums the samples of histograms up. They are kept one by one until then, and nobody may ever come
+/// to scrape them.
+async fn keep_metrics(metrics: Option<PrometheusHandle>, stop: CancellationToken) {
+    let Some(metrics) = metrics else { return };
+    let mut ticks = tokio::time::interval(METRICS_UPKEEP_INTERVAL);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = ticks.tick() => metrics.run_upkeep(),
+        }
+    }
 }
 
 /// Writes the addresses in one step, so that whoever waits for the file never reads half of it.

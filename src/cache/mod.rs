@@ -119,7 +119,7 @@ pub struct Stored {
     pub created: bool,
     /// When it ends.
     pub expires: Timestamp,
-    /// The prompt is longer than the model reads; only the same prompt finds the entry.
+    /// The model does not read all of the prompt; only the same prompt finds the entry.
     pub exact_only: bool,
     /// Where the time went.
     pub timings: Timings,
@@ -304,7 +304,10 @@ impl Cache {
         let probes = stream::iter(ids.to_vec())
             .map(|id| async move { self.store.probe(namespace, &id, None, None).await })
             .buffered(BATCH_CONCURRENCY);
-        let found: Vec<Entry> = probes.try_filter_map(|probe| async move { Ok(probe.entry) }).try_collect().await?;
+        // A selector does not look at responses, and a thousand of them would fill the memory.
+        let head = |entry| Entry { response: Bytes::new(), ..entry };
+        let found: Vec<Entry> =
+            probes.try_filter_map(|probe| async move { Ok(probe.entry.map(head)) }).try_collect().await?;
         self.delete_matching(namespace, &found, selector, dry_run).await
     }
 
@@ -468,14 +471,16 @@ impl<'a> Lookup<'a> {
     }
 
     async fn vector(&mut self, known: Option<Vector>) -> Result<Vector, Stop> {
-        if let Some(vector) = known {
-            return Ok(vector);
-        }
         let (cache, prompt) = (self.cache, &self.ask.prompt);
-        // A text that is cut has the vector of its beginning: two prompts with one beginning
-        // would look the same, so only an exact hit can be trusted.
+        // A text that is cut has the vector of its beginning, and one with words that the vocabulary
+        // lacks that of any other such words: different prompts would look the same, so only an
+        // exact hit can be trusted. The memo may know such a
+        // vector, since texts of any length can be embedded, so it is asked about only after this.
         if !cache.embedder.fits(prompt.as_str()).map_err(Error::from)? {
             return Err(Stop::Miss(MissReason::TooLong));
+        }
+        if let Some(vector) = known {
+            return Ok(vector);
         }
         let embedded = if self.ask.tiers.exact {
             // The probe has already asked the engine's memo.

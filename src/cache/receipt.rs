@@ -51,7 +51,7 @@ pub enum MissReason {
     Bypassed,
     /// A part could not answer.
     Degraded,
-    /// The prompt is longer than the model reads.
+    /// The model does not read all of the prompt.
     TooLong,
 }
 

@@ -14,6 +14,7 @@ use super::{
     receipt::{Outcome, Tier, Timings},
 };
 use crate::{
+    error::{Fault as _, Kind},
     store::{CacheStore, Usage},
     telemetry::names,
     types::Namespace,
@@ -83,7 +84,8 @@ impl Collector {
                     (SAVED_LATENCY_US, usage.latency.as_micros() as u64),
                 ] {
                     if saved > 0 {
-                        *counts.entry(name.into()).or_default() += saved;
+                        let sum = counts.entry(name.into()).or_default();
+                        *sum = sum.saturating_add(saved);
                     }
                 }
             }
@@ -107,11 +109,19 @@ impl Collector {
     }
 
     /// Hands all that waits to the engine; what it does not take goes on waiting.
+    ///
+    /// An engine that does not answer is asked once and not once a namespace: each of thousands
+    /// would wait for a timeout, and a stopping server with them.
     pub(super) async fn flush(&self, store: &dyn CacheStore) {
         let batch = std::mem::take(&mut *self.waiting.lock());
+        let mut answers = true;
         for (namespace, counts) in batch {
             let deltas: Vec<(String, u64)> = counts.into_iter().collect();
-            if store.add_counters(&namespace, &deltas).await.is_err() {
+            let added = if answers { Some(store.add_counters(&namespace, &deltas).await) } else { None };
+            if let Some(Err(error)) = &added {
+                answers = error.kind() != Kind::Unavailable;
+            }
+            if !matches!(added, Some(Ok(()))) {
                 self.add(&namespace, |counts| {
                     for (name, delta) in deltas {
                         *counts.entry(name).or_default() += delta;
@@ -126,7 +136,8 @@ impl Collector {
         let mut counts: Counts = counters.into_iter().collect();
         if let Some(waiting) = self.waiting.lock().get(namespace) {
             for (name, delta) in waiting {
-                *counts.entry(name.clone()).or_default() += delta;
+                let sum = counts.entry(name.clone()).or_default();
+                *sum = sum.saturating_add(*delta);
             }
         }
         let read = |name: &str| counts.get(name).copied().unwrap_or_default();

@@ -211,9 +211,13 @@ pub(super) fn mask_secrets(table: &mut Table) {
     }
 }
 
-/// `redis://user:password@host` becomes `redis://user:***@host`.
+/// `redis://user:password@host` becomes `redis://user:***@host`, and of a Unix socket's URL, which
+/// carries its password in the query, the whole query goes.
 pub(crate) fn mask_password(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+    if scheme.ends_with("unix") {
+        return rest.split_once('?').map_or_else(|| url.to_owned(), |(path, _)| format!("{scheme}://{path}?***"));
+    }
     let Some((credentials, host)) = rest.rsplit_once('@') else { return url.to_owned() };
     let user = credentials.split_once(':').map_or(credentials, |(user, _)| user);
     format!("{scheme}://{user}:***@{host}")
@@ -302,6 +306,14 @@ mod tests {
     }
 
     #[test]
+    fn durations_that_no_timer_can_keep_are_refused() {
+        for set in ["cache.stats_interval=0s", "cache.store_timeout=0s", "embedding.memo_ttl=300000000000years"] {
+            let message = Config::load(&sources(&[], &[set])).unwrap_err().to_string();
+            assert!(message.contains(set.split('=').next().unwrap()), "{set}: {message}");
+        }
+    }
+
+    #[test]
     fn categories_are_the_users_to_name() {
         let config = Config::load(&sources(&[], &["cache.categories.weather=15m"])).unwrap();
         assert_eq!(config.cache.categories["weather"].0.as_secs(), 900);
@@ -310,8 +322,12 @@ mod tests {
 
     #[test]
     fn a_dump_hides_passwords() {
-        let sources = sources(&[], &["store.redis.url=redis://me:hunter2@db:6379"]);
-        let dump = Config::dump(&sources).unwrap();
-        assert!(!dump.contains("hunter2") && dump.contains("redis://me:***@db:6379"), "{dump}");
+        for (url, masked) in [
+            ("redis://me:hunter2@db:6379", "redis://me:***@db:6379"),
+            ("unix:///run/redis.sock?user=me&pass=hunter2@x", "unix:///run/redis.sock?***"),
+        ] {
+            let dump = Config::dump(&sources(&[], &[&format!("store.redis.url={url}")])).unwrap();
+            assert!(!dump.contains("hunter2") && dump.contains(masked), "{dump}");
+        }
     }
 }

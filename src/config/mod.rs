@@ -229,6 +229,7 @@ impl Config {
                 )));
             }
         }
+        self.check_durations()?;
         if !(-1.0..=1.0).contains(&self.cache.min_similarity) {
             return Err(Error::Rule("cache.min_similarity is a cosine: it lies between -1 and 1".into()));
         }
@@ -253,6 +254,32 @@ impl Config {
                  server.message_bytes_max = {}",
                 server.message_bytes_max
             )));
+        }
+        Ok(())
+    }
+
+    /// A period of zero ends its timer by a panic, and a time that lies centuries ahead cannot be
+    /// added to a clock.
+    fn check_durations(&self) -> Result<(), Error> {
+        const LONGEST: Duration = Duration::from_hours(100 * 365 * 24);
+        let (server, redis) = (&self.server, &self.store.redis);
+        for (key, duration) in [
+            ("server.deadline_default", server.deadline_default),
+            ("server.deadline_max", server.deadline_max),
+            ("server.keepalive_interval", server.keepalive_interval),
+            ("server.keepalive_timeout", server.keepalive_timeout),
+            ("store.embedded.sweep_interval", self.store.embedded.settings.sweep_interval),
+            ("store.redis.connect_timeout", redis.connect_timeout),
+            ("store.redis.response_timeout", redis.response_timeout),
+            ("store.redis.search_timeout", redis.search_timeout),
+            ("embedding.memo_ttl", self.embedding.settings.memo_ttl),
+            ("cache.ttl_max", self.cache.ttl_max),
+            ("cache.stats_interval", self.cache.stats_interval),
+            ("cache.store_timeout", self.cache.store_timeout),
+        ] {
+            if duration.is_zero() || duration > LONGEST {
+                return Err(Error::Rule(format!("{key} is more than zero and at most 100 years")));
+            }
         }
         Ok(())
     }

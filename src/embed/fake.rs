@@ -12,6 +12,8 @@
 //!   `"how do I pay"`. A label makes more of them: `~0.93#a` and `~0.93#b` are two different
 //!   neighbors, at about `.93 * .93` to each other.
 //!
+//! Words that hold U+FFFD are those its vocabulary lacks.
+//!
 //! A text has as many tokens as words, and two special ones. Words past the limit are not read.
 
 use std::{
@@ -203,6 +205,10 @@ impl Model for Fake {
 
     fn count_tokens(&self, text: &str) -> Result<usize, ModelError> {
         Ok(text.split_whitespace().count() + SPECIAL_TOKENS)
+    }
+
+    fn knows(&self, text: &str) -> Result<bool, ModelError> {
+        Ok(!text.contains(char::REPLACEMENT_CHARACTER))
     }
 
     fn session(&self) -> Result<Box<dyn Session>, ModelError> {

@@ -98,6 +98,10 @@ const COUNTED_INLINE_BYTES_MAX: usize = 8 * 1024;
 /// fitting without being tokenized.
 const BYTES_PER_TOKEN_MAX: usize = 32;
 
+/// Every vocabulary spells ASCII words of up to this length; of longer ones, `WordPiece` gives up at
+/// 100 characters.
+const WORD_BYTES_MAX: usize = 64;
+
 impl Embedder {
     /// Opens the model's sessions and starts the workers. Blocks while it does (a fraction of a
     /// second a session) and must be called inside a Tokio runtime, which then carries the memo's
@@ -231,10 +235,12 @@ impl Embedder {
         }
     }
 
-    /// Whether the model reads the whole text under either prefix.
+    /// Whether the model reads the whole text under either prefix: all of it, and no word that its
+    /// vocabulary lacks. If not, other texts have the same vector.
     ///
-    /// Cheap for the usual text: in ASCII a token covers at least one byte, so a short one fits
-    /// without being tokenized, and one of more than 32 bytes a token is taken as not fitting.
+    /// Cheap for the usual text: in ASCII a token covers at least one byte, so a short one of short
+    /// words fits without being tokenized, and one of more than 32 bytes a token is taken as not
+    /// fitting.
     pub fn fits(&self, text: &str) -> Result<bool, Error> {
         let spec = self.spec();
         let prefix = [&spec.query_prefix, &spec.passage_prefix].into_iter().max_by_key(|prefix| prefix.len());
@@ -244,10 +250,12 @@ impl Embedder {
             return Ok(false);
         }
         // Outside ASCII a normalizer can make several characters of one.
-        if prefix.is_ascii() && text.is_ascii() && bytes + self.0.letter_tokens <= spec.tokens_max {
+        let plain = prefix.is_ascii() && text.is_ascii() && text.split(' ').all(|word| word.len() <= WORD_BYTES_MAX);
+        if plain && bytes + self.0.letter_tokens <= spec.tokens_max {
             return Ok(true);
         }
-        Ok(self.0.shop.model.count_tokens(&format!("{prefix}{text}"))? <= spec.tokens_max)
+        let model = &self.0.shop.model;
+        Ok(model.count_tokens(&format!("{prefix}{text}"))? <= spec.tokens_max && model.knows(text)?)
     }
 
     /// How the memo does.

@@ -67,6 +67,11 @@ pub trait Model: Send + Sync {
     /// The prefix is the caller's to add.
     fn count_tokens(&self, text: &str) -> Result<usize, ModelError>;
 
+    /// Whether the vocabulary covers all of `text`. What it lacks, such as a script or an emoji it was
+    /// not trained on or a very long word, becomes one and the same token: texts that differ there only
+    /// have one vector.
+    fn knows(&self, text: &str) -> Result<bool, ModelError>;
+
     /// Opens a session; each worker thread owns one.
     fn session(&self) -> Result<Box<dyn Session>, ModelError>;
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 use super::{
     convert, page_token,
@@ -11,16 +11,20 @@ use super::{
 };
 use crate::{cache::Cache, config::Limits, error::Invalid, store::Detail, types::Namespace};
 
+/// What a miss or an error of a batch takes of its message at most.
+const ACCOUNT_BYTES_MAX: usize = 512;
+
 /// The semantic cache over gRPC.
 pub struct CacheApi {
     cache: Cache,
     limits: Arc<Limits>,
+    message_bytes_max: usize,
 }
 
 impl CacheApi {
-    /// Serves `cache` within `limits`.
-    pub fn new(cache: Cache, limits: Arc<Limits>) -> Self {
-        Self { cache, limits }
+    /// Serves `cache` within `limits`, in messages of at most `message_bytes_max`.
+    pub fn new(cache: Cache, limits: Arc<Limits>, message_bytes_max: usize) -> Self {
+        Self { cache, limits, message_bytes_max }
     }
 
     /// The batch's own namespace holds for all; a question may repeat it and must not name another.
@@ -32,6 +36,16 @@ impl CacheApi {
             format!("requests[{at}].namespace"),
             "is another than the batch's; send it in a batch of its own",
         ))
+    }
+}
+
+/// A hit that has no room in the message left, beside the answers before it.
+fn too_large_beside_others() -> pb::ItemError {
+    pb::ItemError {
+        code: Code::OutOfRange.into(),
+        reason: "ANSWER_TOO_LARGE".to_owned(),
+        message: "the answers of the batch do not fit one message; ask for this one alone".to_owned(),
+        field: String::new(),
     }
 }
 
@@ -66,9 +80,15 @@ impl CacheService for CacheApi {
             convert::ask(lookup, &self.limits).map_err(|e| e.within(format_args!("requests[{at}]")))
         });
         let answers = self.cache.lookup_batch(&namespace, asks.collect(), deadline).await;
+        // Whatever becomes of a question, there is room to say so.
+        let said = answers.len() * ACCOUNT_BYTES_MAX;
+        let mut room = convert::Room::new(self.message_bytes_max.saturating_sub(said));
         let results = answers.into_iter().map(|answer| pb::BatchLookupResult {
-            result: Some(match answer {
-                Ok(answer) => batch_lookup_result::Result::Response(convert::answer_to_pb(answer)),
+            result: Some(match answer.map(convert::answer_to_pb) {
+                Ok(answer) if answer.entry.is_some() && !room.take(&answer) => {
+                    batch_lookup_result::Result::Error(too_large_beside_others())
+                }
+                Ok(answer) => batch_lookup_result::Result::Response(answer),
                 Err(error) => batch_lookup_result::Result::Error(item_error(&error)),
             }),
         });
@@ -103,8 +123,9 @@ impl CacheService for CacheApi {
         let count = convert::page_size(request.page_size, &self.limits);
         let detail = if request.omit_responses { Detail::Head } else { Detail::Whole };
         let (entries, next) = self.cache.list(&namespace, after, count, detail).await.map_err(|e| status(&e))?;
+        let (entries, next) = convert::page_to_pb(entries, next, self.message_bytes_max);
         Ok(Response::new(pb::ListEntriesResponse {
-            entries: entries.into_iter().map(convert::entry_to_pb).collect(),
+            entries,
             next_page_token: next.as_ref().map(page_token::encode).unwrap_or_default(),
         }))
     }

@@ -13,7 +13,7 @@ use crate::{
     embed::model::Spec,
     error::Invalid,
     grpc::pb,
-    store::{Entry, RequestId, Usage},
+    store::{Cursor, Entry, RequestId, Usage},
     types::{Attributes, Category, Deadline, EntryId, Namespace, Prompt, Similarity, Timestamp},
 };
 
@@ -65,7 +65,12 @@ pub(super) fn request_id(id: &str) -> Result<Option<RequestId>, Invalid> {
 }
 
 fn duration(field: &'static str, value: PbDuration) -> Result<Duration, Invalid> {
-    Duration::try_from(value).map_err(|_| Invalid::new(field, "is negative or not a valid duration"))
+    let invalid = || Invalid::new(field, "is negative or not a valid duration");
+    // The conversion turns the sign of what is negative around, which the least number does not bear.
+    if value.seconds < 0 {
+        return Err(invalid());
+    }
+    Duration::try_from(value).map_err(|_| invalid())
 }
 
 pub(super) fn page_size(asked: u32, limits: &Limits) -> usize {
@@ -165,13 +170,23 @@ fn usage(usage: pb::Usage) -> Result<Usage, Invalid> {
         input_tokens: counter("usage.input_tokens", usage.input_tokens)?,
         output_tokens: counter("usage.output_tokens", usage.output_tokens)?,
         cost_micros: counter("usage.cost_micros", usage.cost_micros)?,
-        latency: usage.latency.map(|latency| duration("usage.latency", latency)).transpose()?.unwrap_or_default(),
+        latency: usage.latency.map(latency).transpose()?.unwrap_or_default(),
     })
 }
 
 /// Figures are added up over millions of hits; one absurd value must not overflow the sum.
+const COUNTER_MAX: u64 = 1 << 40;
+
+fn latency(value: PbDuration) -> Result<Duration, Invalid> {
+    let latency = duration("usage.latency", value)?;
+    // It is added up in microseconds.
+    if latency > Duration::from_micros(COUNTER_MAX) {
+        return Err(Invalid::new("usage.latency", "is longer than 12 days, which no call takes"));
+    }
+    Ok(latency)
+}
+
 fn counter(field: &'static str, value: u64) -> Result<u64, Invalid> {
-    const COUNTER_MAX: u64 = 1 << 40;
     if value > COUNTER_MAX {
         return Err(Invalid::new(field, format!("is {value}; at most {COUNTER_MAX} is taken")));
     }
@@ -204,7 +219,10 @@ pub(super) fn selector(selector: Option<pb::EntrySelector>, limits: &Limits) -> 
     let id = |(at, id): (usize, &String)| {
         entry_id(id).map_err(|e| Invalid::new(format!("selector.entry_ids[{at}]"), e.problem().to_owned()))
     };
-    let ids: Vec<EntryId> = selector.entry_ids.iter().enumerate().map(id).collect::<Result<_, _>>()?;
+    let mut ids: Vec<EntryId> = selector.entry_ids.iter().enumerate().map(id).collect::<Result<_, _>>()?;
+    // One that stands twice is one entry, also where entries are only counted.
+    ids.sort_unstable();
+    ids.dedup();
     let parsed = Selector {
         ids: (!ids.is_empty()).then_some(ids),
         prompt: match selector.prompt {
@@ -285,6 +303,47 @@ pub(super) fn entry_to_pb(entry: Entry) -> pb::Entry {
         usage: Some(usage_to_pb(&entry.usage)),
         create_time: Some(timestamp_to_pb(entry.created)),
         expire_time: Some(timestamp_to_pb(entry.expires)),
+    }
+}
+
+/// As many entries of a page as a message holds, at least one, and where to go on after them.
+pub(super) fn page_to_pb(
+    entries: Vec<Entry>,
+    next: Option<Cursor>,
+    message_bytes_max: usize,
+) -> (Vec<pb::Entry>, Option<Cursor>) {
+    let mut room = Room::new(message_bytes_max);
+    let mut page = Vec::with_capacity(entries.len());
+    let mut last = None;
+    for entry in entries {
+        let cursor = Cursor { expires: entry.expires, id: entry.id };
+        let entry = entry_to_pb(entry);
+        if !room.take(&entry) && !page.is_empty() {
+            return (page, last);
+        }
+        page.push(entry);
+        last = Some(cursor);
+    }
+    (page, next)
+}
+
+/// What is left of a message while its parts are put together.
+pub(super) struct Room(usize);
+
+impl Room {
+    /// What a part costs beside its own bytes, and what stands in a message beside its parts.
+    const PART_BYTES: usize = 16;
+    const FRAME_BYTES: usize = 256;
+
+    pub(super) fn new(message_bytes_max: usize) -> Self {
+        Self(message_bytes_max.saturating_sub(Self::FRAME_BYTES))
+    }
+
+    /// Takes the room a part needs, if it is there.
+    pub(super) fn take(&mut self, part: &impl prost::Message) -> bool {
+        let left = self.0.checked_sub(part.encoded_len() + Self::PART_BYTES);
+        self.0 = left.unwrap_or(self.0);
+        left.is_some()
     }
 }
 

@@ -1,7 +1,7 @@
 //! What every call passes through before its service: one layer, in this order.
 //!
 //! 1. Admission: more calls in flight than the limit are refused at once with UNAVAILABLE and a
-//!    retry hint, which client libraries retry by themselves.
+//!    retry hint, which client libraries retry by themselves. Health checks are always admitted.
 //! 2. The deadline: the caller's `grpc-timeout`, cut to the longest that is honoured, or the
 //!    default. It travels in the request's extensions, so that queues and stores see what is left.
 //! 3. A panic becomes INTERNAL for this call alone.
@@ -37,6 +37,9 @@ use crate::{clock::Clock, telemetry::names, types::Deadline};
 const REPLY_MARGIN: Duration = Duration::from_millis(5);
 /// When a refused caller may come again.
 const RETRY_AFTER: Duration = Duration::from_millis(50);
+
+/// The one call that is never refused: it costs nothing, and orchestrators end what does not answer it.
+const HEALTH_CHECK: &str = "grpc.health.v1.Health/Check";
 
 /// What the edge allows.
 #[derive(Clone, Copy, Debug)]
@@ -128,7 +131,9 @@ where
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let EdgeLayer { limits, in_flight, clock } = &self.edge;
         let path = known_path(request.uri().path());
-        let Some(guard) = in_flight.enter(limits.in_flight_max) else {
+        // Whoever asks after the server's health must not take a busy one for a sick one.
+        let max = if path == HEALTH_CHECK { usize::MAX } else { limits.in_flight_max };
+        let Some(guard) = in_flight.enter(max) else {
             counter!(names::RPC_SHED).increment(1);
             let message = "too many calls are in flight (server.requests_in_flight_max); try again shortly";
             return std::future::ready(Ok(reply(

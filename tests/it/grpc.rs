@@ -129,6 +129,83 @@ async fn a_prompt_longer_than_the_model_reads_is_matched_exactly_only() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_id_that_stands_twice_in_a_selector_is_one_entry() {
+    let sidecar = Sidecar::start(&[]).await;
+    let mut cache = sidecar.cache().await;
+    let id = cache.store(answer("a", "q", "r")).await.unwrap().into_inner().entry_id;
+    let selector = EntrySelector { entry_ids: vec![id.clone(), id.to_uppercase(), id], ..Default::default() };
+    for dry_run in [true, false] {
+        let selector = Some(selector.clone());
+        let request = InvalidateEntriesRequest { namespace: "a".into(), selector, dry_run, ..Default::default() };
+        assert_eq!(cache.invalidate_entries(request).await.unwrap().into_inner().count, 1, "dry run {dry_run}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prompt_with_words_outside_the_vocabulary_is_matched_exactly_only() {
+    let sidecar = Sidecar::start(&[]).await;
+    let mut cache = sidecar.cache().await;
+    let stored = cache.store(answer("a", "what is \u{fffd}", "1")).await.unwrap().into_inner();
+    assert!(stored.exact_only);
+    let other = LookupRequest { min_similarity: Some(-1.0), ..ask("a", "what is \u{fffd}\u{fffd}") };
+    let receipt = cache.lookup(other).await.unwrap().into_inner().receipt.unwrap();
+    assert_eq!(receipt.miss_reason(), MissReason::TooLong);
+    assert!(cache.lookup(ask("a", "what is \u{fffd}")).await.unwrap().into_inner().entry.is_some());
+}
+
+/// Entries are as large as a response may be, and a page or a batch of them is larger than a message.
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_and_batches_of_large_responses_fit_a_message() {
+    let sidecar = Sidecar::start(&[]).await;
+    let mut cache = sidecar.cache().await;
+    let body = "x".repeat(1_000_000);
+    for number in 0..6 {
+        cache.store(answer("a", &format!("question {number}"), &body)).await.unwrap();
+    }
+    let (mut seen, mut page_token) = (0, String::new());
+    loop {
+        let page = ListEntriesRequest { namespace: "a".into(), page_token, ..Default::default() };
+        let page = cache.list_entries(page).await.unwrap().into_inner();
+        assert!(!page.entries.is_empty() && page.entries.iter().all(|entry| entry.response.len() == body.len()));
+        (seen, page_token) = (seen + page.entries.len(), page.next_page_token);
+        if page_token.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(seen, 6);
+
+    let requests = (0..7).map(|number| ask("", &format!("question {number}"))).collect();
+    let batch = cache.batch_lookup(BatchLookupRequest { namespace: "a".into(), requests }).await.unwrap().into_inner();
+    let results: Vec<String> = batch
+        .results
+        .into_iter()
+        .map(|result| match result.result.unwrap() {
+            batch_lookup_result::Result::Response(found) => found.entry.map_or("miss", |_| "hit").to_owned(),
+            batch_lookup_result::Result::Error(error) => error.reason,
+        })
+        .collect();
+    let over = "ANSWER_TOO_LARGE";
+    assert_eq!(results, ["hit", "hit", "hit", "hit", over, over, "miss"]);
+}
+
+/// The vector of a cut text is that of its beginning. Whoever embeds the text puts it into the memo,
+/// from where a lookup must not take it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prompt_too_long_for_the_model_finds_no_neighbor_through_the_memo() {
+    let sidecar = Sidecar::start(&[]).await;
+    let mut cache = sidecar.cache().await;
+    let beginning = "word ".repeat(254);
+    cache.store(answer("a", &beginning, "of the beginning")).await.unwrap();
+    let long = format!("{beginning}and do the opposite");
+    let embed = EmbedRequest { namespace: "a".into(), texts: vec![long.clone()], ..EmbedRequest::default() };
+    let embedded = sidecar.embedding().await.embed(embed).await.unwrap().into_inner();
+    assert!(embedded.embeddings[0].truncated);
+    let found = cache.lookup(ask("a", &long)).await.unwrap().into_inner();
+    assert!(found.entry.is_none(), "the answer to the beginning is not the answer to all");
+    assert_eq!(found.receipt.unwrap().miss_reason(), MissReason::TooLong);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_bad_request_names_its_field_and_stores_nothing() {
     let sidecar =
         Sidecar::start(&["limits.prompt_bytes_max=100", "limits.response_bytes_max=100", "limits.attributes_max=2"])
@@ -181,6 +258,14 @@ async fn a_bad_request_names_its_field_and_stores_nothing() {
                 ..good()
             },
         ),
+        (
+            "usage.latency",
+            StoreRequest {
+                usage: Some(refrain::grpc::pb::Usage { latency: Some(seconds(i64::MAX)), ..Default::default() }),
+                ..good()
+            },
+        ),
+        ("ttl", StoreRequest { expiration: Some(Expiration::Ttl(seconds(i64::MIN))), ..good() }),
     ];
     for (field, request) in cases {
         let status = cache.store(request).await.unwrap_err();

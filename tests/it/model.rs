@@ -191,3 +191,23 @@ fn a_graph_replaced_under_a_running_process_is_not_used() {
     replace(copy.path(), "model.onnx", &graph);
     assert!(matches!(model.session(), Err(ModelError::Asset { .. })));
 }
+
+/// What a vocabulary lacks becomes one token: these pairs have one vector each, and would be hits for
+/// each other at any threshold.
+#[test]
+fn texts_that_the_vocabulary_cannot_tell_apart_are_known_as_such() {
+    let model = model();
+    let long_words = ["a1b2c3d4".repeat(16), "0f9e8d7c".repeat(16)].map(|hash| format!("what has the hash {hash}"));
+    for [one, other] in [
+        ["what does \u{1f980} mean", "what does \u{1f40d} mean"],
+        ["如何重置我的密码", "怎样删除我的账户"],
+        [&long_words[0], &long_words[1]],
+    ] {
+        let vectors = embed(&model, &[one, other]);
+        assert!(similarity(&vectors[0], &vectors[1]) > 0.9999, "the premise");
+        assert!(!model.knows(one).unwrap() && !model.knows(other).unwrap(), "{one}");
+    }
+    for known in ["how do I reset my password?", "où est le café ?", "for (i = 0; i < n; i++) { x[i] *= 2; }"] {
+        assert!(model.knows(known).unwrap(), "{known}");
+    }
+}

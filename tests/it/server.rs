@@ -139,6 +139,9 @@ async fn a_deadline_is_kept_and_excess_calls_are_shed_while_the_store_hangs() {
     .await;
     assert_eq!(status.code(), Code::Unavailable);
     assert!(status.get_details_retry_info().unwrap().retry_delay.is_some());
+    // A busy server is not a sick one, and an orchestrator would kill it for that.
+    let check = HealthClient::new(sidecar.channel().await).check(HealthCheckRequest::default()).await.unwrap();
+    assert_eq!(check.into_inner().status(), ServingStatus::Serving);
     hanging.abort();
     redis.resume();
     eventually("the store answers again", || {
@@ -194,6 +197,35 @@ async fn work_in_flight_finishes_and_what_hangs_is_cut() {
     hanging.await.unwrap().unwrap_err();
     redis.resume();
     sidecar.stop().await;
+}
+
+/// Each namespace has counters to hand over, and each would wait for a timeout of its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn it_stops_soon_while_the_store_hangs_and_many_namespaces_have_counters() {
+    let redis = RedisServer::start().await;
+    let url = format!("store.redis.url={}", redis.url());
+    let sidecar =
+        Sidecar::start(&["store.engine=redis", &url, "store.redis.response_timeout=1s", "cache.stats_interval=1h"])
+            .await;
+    let mut cache = sidecar.cache().await;
+    for number in 0..100 {
+        cache.lookup(ask(&format!("tenant-{number}"), "q")).await.unwrap();
+    }
+    redis.pause();
+    tokio::time::timeout(BOUND, sidecar.stop()).await.expect("it stopped");
+    redis.resume();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_stops_in_spite_of_silent_peers_on_the_operators_port() {
+    let sidecar = Sidecar::start(&[]).await;
+    let silent = TcpStream::connect(sidecar.ops).await.unwrap();
+    let mut halfway = TcpStream::connect(sidecar.ops).await.unwrap();
+    halfway.write_all(b"GET /healthz HTTP/1.1\r\nHost:").await.unwrap();
+    // Connections are taken in order, so these two have been.
+    assert!(http_get(sidecar.ops, "/healthz").await.starts_with("HTTP/1.1 200"));
+    tokio::time::timeout(BOUND, sidecar.stop()).await.expect("it stopped");
+    drop((silent, halfway));
 }
 
 /// Waits until the sidecar works on a call. The gauge is the process's, so other tests may add.

@@ -76,6 +76,8 @@ pub struct Onnx {
     files: Files,
     /// Neither cuts nor pads, so that it counts.
     tokenizer: Tokenizer,
+    /// The token of all that the vocabulary lacks; one that covers every byte has none.
+    unknown: Option<u32>,
     environment: Environment,
     /// The session of the probe, for the first worker that asks.
     spare: Mutex<Option<TextEmbedding>>,
@@ -146,7 +148,8 @@ impl Onnx {
             quantization = spec.quantization,
             "model loaded"
         );
-        Ok(Self { spec, files, tokenizer, environment, spare: Mutex::new(Some(session)) })
+        let unknown = unknown_token(&files.tokenizer).and_then(|token| tokenizer.token_to_id(&token));
+        Ok(Self { spec, files, tokenizer, unknown, environment, spare: Mutex::new(Some(session)) })
     }
 }
 
@@ -158,6 +161,13 @@ impl Model for Onnx {
     fn count_tokens(&self, text: &str) -> Result<usize, ModelError> {
         let encoding = self.tokenizer.encode_fast(text, true);
         encoding.map(|encoding| encoding.len()).map_err(|error| ModelError::Inference(error.to_string()))
+    }
+
+    fn knows(&self, text: &str) -> Result<bool, ModelError> {
+        let Some(unknown) = self.unknown else { return Ok(true) };
+        let encoding = self.tokenizer.encode_fast(text, false);
+        let encoding = encoding.map_err(|error| ModelError::Inference(error.to_string()))?;
+        Ok(!encoding.get_ids().contains(&unknown))
     }
 
     fn session(&self) -> Result<Box<dyn Session>, ModelError> {
@@ -285,6 +295,13 @@ fn tokens_max(tokenizer: &TokenizerFiles) -> Option<usize> {
     let config: serde_json::Value = serde_json::from_slice(&tokenizer.tokenizer_config_file).ok()?;
     // Some files say 1e30 for "no limit", which saturates.
     config["model_max_length"].as_f64().map(|tokens| tokens as usize)
+}
+
+/// What stands for words outside the vocabulary, by the tokenizer's own files.
+fn unknown_token(tokenizer: &TokenizerFiles) -> Option<String> {
+    let map: serde_json::Value = serde_json::from_slice(&tokenizer.special_tokens_map_file).ok()?;
+    let token = &map["unk_token"];
+    token.as_str().or_else(|| token["content"].as_str()).map(str::to_owned)
 }
 
 fn pooling(name: &str) -> Option<Pooling> {

@@ -63,6 +63,7 @@ async fn fits_tells_whether_the_model_reads_it_all() {
     assert!(!fits("a b c d e f g h i j k l m n"), "one more");
     assert!(fits("äöü"), "outside ASCII it is counted");
     assert!(!fits(&"x".repeat(16 * 32)), "too long to be worth counting");
+    assert!(!fits("a \u{fffd} b"), "a word outside the vocabulary is not read");
 }
 
 #[tokio::test(flavor = "multi_thread")]

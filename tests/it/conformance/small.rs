@@ -83,7 +83,11 @@ pub async fn probe_reads_entry_and_memo(harness: &mut Harness) {
 }
 
 pub async fn the_engine_is_healthy_and_describes_itself(harness: &mut Harness) {
+    let namespace = harness.namespace();
+    let entry = harness.entry("question", &Attributes::default());
+    harness.put(&namespace, &entry, Some(&clustered(43, 1)[0])).await;
     harness.engine.health.check().await.unwrap();
     let facts = harness.engine.health.describe().await.unwrap();
+    assert!(!format!("{facts:?}").contains(namespace.as_str()), "tenants are not named: {facts:?}");
     assert!(facts.iter().any(|(name, value)| name.ends_with("version") && !value.is_empty()), "{facts:?}");
 }
