@@ -211,7 +211,8 @@ impl Cache {
             expires,
         };
         let write_begun = self.clock.instant();
-        let put = self.store.put(namespace, NewEntry { entry, vector }, answer.request.as_ref()).await?;
+        let request = answer.request.map(|request| request.about([&id.as_bytes()[..]]));
+        let put = self.store.put(namespace, NewEntry { entry, vector }, request.as_ref()).await?;
         let done = self.clock.instant();
         timings.store = done - write_begun;
         timings.total = done - begun;
@@ -239,7 +240,8 @@ impl Cache {
 
     /// Deletes one entry.
     pub async fn delete(&self, namespace: &Namespace, id: EntryId, request: Option<&RequestId>) -> Result<(), Error> {
-        match self.store.delete(namespace, &[id], request).await? {
+        let request = request.map(|request| request.about([&id.as_bytes()[..]]));
+        match self.store.delete(namespace, &[id], request.as_ref()).await? {
             0 => Err(Error::UnknownEntry(id)),
             _ => Ok(()),
         }
@@ -266,8 +268,8 @@ impl Cache {
             });
         }
         // A dry run changes nothing, so that its repeat may as well count anew.
-        let request = request.filter(|_| !dry_run);
-        if let Some(request) = request
+        let request = request.filter(|_| !dry_run).map(|request| request.about([&selector.fingerprint()[..]]));
+        if let Some(request) = &request
             && let Some(count) = self.store.recall_outcome(namespace, request).await?
         {
             return Ok(count);
@@ -276,7 +278,7 @@ impl Cache {
             Some(ids) => self.invalidate_ids(namespace, ids, selector, dry_run).await?,
             None => self.invalidate_pages(namespace, selector, dry_run).await?,
         };
-        if let Some(request) = request {
+        if let Some(request) = &request {
             self.store.remember_outcome(namespace, request, count).await?;
         }
         Ok(count)

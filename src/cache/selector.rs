@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::{
     error::Invalid,
     store::Entry,
-    types::{Attributes, Category, EntryId, Prompt, Timestamp},
+    types::{Attributes, Category, EntryId, PartsHasher, Prompt, Timestamp},
 };
 
 /// Entries that match every part that is set.
@@ -39,6 +39,24 @@ impl Selector {
             (true, true) => Err(Invalid::new("selector.all", "is set beside other parts; leave either out")),
             _ => Ok(()),
         }
+    }
+
+    /// Tells one selector from another; equal ones have the same.
+    pub fn fingerprint(&self) -> [u8; 32] {
+        let mut hasher = PartsHasher::new("refrain selector v1");
+        let ids: Option<Vec<u8>> = self.ids.as_ref().map(|ids| ids.iter().flat_map(|id| *id.as_bytes()).collect());
+        let older_than = self.older_than.map(|age| age.as_nanos().to_le_bytes());
+        for part in [
+            ids.as_deref(),
+            self.prompt.as_ref().map(|prompt| prompt.as_str().as_bytes()),
+            self.category.as_ref().map(|category| category.as_str().as_bytes()),
+            older_than.as_ref().map(<[u8; 16]>::as_slice),
+        ] {
+            // What is not set differs from whatever is.
+            hasher.part(&[u8::from(part.is_some())]).part(part.unwrap_or_default());
+        }
+        hasher.part(self.attributes.token().as_bytes()).part(&[u8::from(self.all)]);
+        hasher.finish()
     }
 
     /// Whether an entry is meant.

@@ -206,7 +206,7 @@ impl Session {
                 stored.entry_id,
                 time_text(stored.expire_time),
                 if stored.exact_only {
-                    "; the prompt is longer than the model reads, so only the same prompt finds it"
+                    "; the model does not read all of the prompt, so only the same prompt finds it"
                 } else {
                     ""
                 },

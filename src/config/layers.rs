@@ -92,7 +92,7 @@ pub(super) fn merge(sources: &Sources) -> Result<Table, Error> {
             .map_err(|problem| Error::File { path: path.clone(), problem: problem.to_string() })?;
         let layer: Table = text
             .parse()
-            .map_err(|problem: toml::de::Error| Error::File { path: path.clone(), problem: problem.to_string() })?;
+            .map_err(|problem| Error::File { path: path.clone(), problem: without_source(&text, &problem) })?;
         overlay(&mut table, layer, "", &path.display().to_string())?;
     }
     for (name, value) in &sources.env {
@@ -107,6 +107,12 @@ pub(super) fn merge(sources: &Sources) -> Result<Table, Error> {
         set(&mut table, key.trim(), value.trim(), "--set")?;
     }
     Ok(table)
+}
+
+/// A problem by its line. What stands there is not repeated: it may be a password.
+fn without_source(text: &str, problem: &toml::de::Error) -> String {
+    let before = problem.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+    format!("line {}: {}", before.matches('\n').count() + 1, problem.message())
 }
 
 /// `REFRAIN_SERVER__LISTEN` is `server.listen`; names without a section belong to others.
@@ -318,6 +324,15 @@ mod tests {
         let config = Config::load(&sources(&[], &["cache.categories.weather=15m"])).unwrap();
         assert_eq!(config.cache.categories["weather"].0.as_secs(), 900);
         assert!(Config::load(&sources(&[], &["cache.categories.we|ther=15m"])).is_err());
+    }
+
+    #[test]
+    fn a_broken_file_is_named_by_line_and_not_repeated() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.toml");
+        fs::write(&path, "[store.redis]\nurl = \"redis://:hunter2@db\n").unwrap();
+        let message = Config::load(&Sources { file: Some(path), ..Sources::default() }).unwrap_err().to_string();
+        assert!(message.contains("line 2") && !message.contains("hunter2"), "{message}");
     }
 
     #[test]

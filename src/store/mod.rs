@@ -16,7 +16,7 @@ use bytes::Bytes;
 
 pub use self::error::Error;
 use crate::types::{
-    Attributes, Category, Deadline, EntryId, Namespace, Prompt, Similarity, SpaceId, Timestamp, Vector,
+    Attributes, Category, Deadline, EntryId, Namespace, PartsHasher, Prompt, Similarity, SpaceId, Timestamp, Vector,
 };
 
 /// What every engine call returns.
@@ -173,6 +173,18 @@ impl RequestId {
     pub const REMEMBERED: Duration = Duration::from_mins(10);
     /// Longest accepted id, in bytes.
     pub const BYTES_MAX: usize = 128;
+
+    /// This id for one request alone, told by what it is about: a caller that takes the same id for
+    /// another gets that one done too, and no outcome of something else.
+    #[must_use]
+    pub fn about<'a>(&self, what: impl IntoIterator<Item = &'a [u8]>) -> Self {
+        let mut hasher = PartsHasher::new("refrain request about v1");
+        hasher.part(self.0.as_bytes());
+        for part in what {
+            hasher.part(part);
+        }
+        Self(hex::encode(&hasher.finish()[..16]).into())
+    }
 }
 
 /// Where cache entries live.

@@ -153,6 +153,33 @@ async fn a_prompt_with_words_outside_the_vocabulary_is_matched_exactly_only() {
     assert!(cache.lookup(ask("a", "what is \u{fffd}")).await.unwrap().into_inner().entry.is_some());
 }
 
+/// A caller that takes one id for a whole trace must not lose what it was told is done.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_request_id_for_two_requests_repeats_neither() {
+    let sidecar = Sidecar::start(&[]).await;
+    let mut cache = sidecar.cache().await;
+    let mut ids = Vec::new();
+    for text in ["one", "two"] {
+        let store = StoreRequest { request_id: "trace".into(), category: text.into(), ..answer("a", text, text) };
+        ids.push(cache.store(store).await.unwrap().into_inner().entry_id);
+        assert!(cache.lookup(ask("a", text)).await.unwrap().into_inner().entry.is_some(), "{text}");
+    }
+    for entry_id in ids {
+        let delete = DeleteEntryRequest { namespace: "a".into(), entry_id, request_id: "trace".into() };
+        cache.delete_entry(delete).await.unwrap();
+    }
+    assert!(cache.lookup(ask("a", "two")).await.unwrap().into_inner().entry.is_none());
+    for text in ["one", "two"] {
+        cache.store(StoreRequest { category: text.into(), ..answer("a", text, text) }).await.unwrap();
+    }
+    for category in ["one", "two"] {
+        let selector = Some(EntrySelector { category: category.into(), ..Default::default() });
+        let request_id = "trace".to_owned();
+        let request = InvalidateEntriesRequest { namespace: "a".into(), selector, request_id, ..Default::default() };
+        assert_eq!(cache.invalidate_entries(request).await.unwrap().into_inner().count, 1, "{category}");
+    }
+}
+
 /// Entries are as large as a response may be, and a page or a batch of them is larger than a message.
 #[tokio::test(flavor = "multi_thread")]
 async fn pages_and_batches_of_large_responses_fit_a_message() {
