@@ -35,6 +35,9 @@ use crate::{
 /// Lookups of one batch that run at a time: enough to fill an embedding batch, few enough that a
 /// batch does not crowd single lookups out of the search queue.
 const BATCH_CONCURRENCY: usize = 16;
+/// Entries with their responses read at a time for a listing, which bounds what it holds in memory
+/// beyond a message.
+const LIST_STEP: usize = 32;
 /// Entries read, matched and deleted at a time while a selector is worked through.
 const INVALIDATE_PAGE: usize = 500;
 
@@ -227,15 +230,31 @@ impl Cache {
         probe.entry.filter(|entry| entry.expires > now).ok_or(Error::UnknownEntry(*id))
     }
 
-    /// Lists live entries, soonest to expire first. The second value is where to go on.
+    /// Lists live entries, soonest to expire first, at most `count`, and no more once their
+    /// responses have passed `bytes_max`. The second value is where to go on.
     pub async fn list(
         &self,
         namespace: &Namespace,
-        after: Option<Cursor>,
+        mut after: Option<Cursor>,
         count: usize,
         detail: Detail,
+        bytes_max: usize,
     ) -> Result<(Vec<Entry>, Option<Cursor>), Error> {
-        Ok(self.store.list(namespace, after, count, detail).await?)
+        let (mut entries, mut bytes) = (Vec::new(), 0);
+        loop {
+            let wanted = count - entries.len();
+            let step = match detail {
+                Detail::Whole => wanted.min(LIST_STEP),
+                Detail::Head => wanted,
+            };
+            let (page, next) = self.store.list(namespace, after, step, detail).await?;
+            bytes += page.iter().map(|entry| entry.response.len()).sum::<usize>();
+            entries.extend(page);
+            if next.is_none() || entries.len() >= count || bytes >= bytes_max {
+                return Ok((entries, next));
+            }
+            after = next;
+        }
     }
 
     /// Deletes one entry.
@@ -479,7 +498,7 @@ impl<'a> Lookup<'a> {
         // exact hit can be trusted. The memo may know such a
         // vector, since texts of any length can be embedded, so it is asked about only after this.
         if !cache.embedder.fits(prompt.as_str()).map_err(Error::from)? {
-            return Err(Stop::Miss(MissReason::TooLong));
+            return Err(Stop::Miss(MissReason::PartlyRead));
         }
         if let Some(vector) = known {
             return Ok(vector);

@@ -52,13 +52,20 @@ pub enum MissReason {
     /// A part could not answer.
     Degraded,
     /// The model does not read all of the prompt.
-    TooLong,
+    PartlyRead,
 }
 
 impl MissReason {
     /// Every reason, for metrics that start at zero.
-    pub const ALL: [Self; 7] =
-        [Self::Empty, Self::BelowFloor, Self::Expired, Self::Filtered, Self::Bypassed, Self::Degraded, Self::TooLong];
+    pub const ALL: [Self; 7] = [
+        Self::Empty,
+        Self::BelowFloor,
+        Self::Expired,
+        Self::Filtered,
+        Self::Bypassed,
+        Self::Degraded,
+        Self::PartlyRead,
+    ];
 
     /// The word for logs, metrics and counters.
     pub fn as_str(self) -> &'static str {
@@ -69,7 +76,7 @@ impl MissReason {
             Self::Filtered => "filtered",
             Self::Bypassed => "bypassed",
             Self::Degraded => "degraded",
-            Self::TooLong => "too_long",
+            Self::PartlyRead => "partly_read",
         }
     }
 }

@@ -122,7 +122,8 @@ impl CacheService for CacheApi {
         let after = page_token::decode(&request.page_token).map_err(|e| status(&e))?;
         let count = convert::page_size(request.page_size, &self.limits);
         let detail = if request.omit_responses { Detail::Head } else { Detail::Whole };
-        let (entries, next) = self.cache.list(&namespace, after, count, detail).await.map_err(|e| status(&e))?;
+        let (entries, next) =
+            self.cache.list(&namespace, after, count, detail, self.message_bytes_max).await.map_err(|e| status(&e))?;
         let (entries, next) = convert::page_to_pb(entries, next, self.message_bytes_max);
         Ok(Response::new(pb::ListEntriesResponse {
             entries,

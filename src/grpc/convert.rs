@@ -265,7 +265,7 @@ fn receipt_to_pb(receipt: Receipt) -> pb::Receipt {
                 MissReason::Filtered => pb::MissReason::Filtered,
                 MissReason::Bypassed => pb::MissReason::Bypassed,
                 MissReason::Degraded => pb::MissReason::Degraded,
-                MissReason::TooLong => pb::MissReason::TooLong,
+                MissReason::PartlyRead => pb::MissReason::PartlyRead,
             })
             .into(),
         entry_id: receipt.entry.map(|id| id.to_string()).unwrap_or_default(),

@@ -235,7 +235,7 @@ pub trait CacheStore: Send + Sync {
     /// How many entries are alive.
     async fn count(&self, namespace: &Namespace) -> Result<u64>;
 
-    /// Adds to the counters of a namespace, which live as long as the engine's data.
+    /// Adds to the counters of a namespace, which live as long as it is used.
     /// Counters are named by the domain; an engine only adds them up.
     async fn add_counters(&self, namespace: &Namespace, deltas: &[(String, u64)]) -> Result<()>;
 

@@ -123,7 +123,7 @@ async fn a_prompt_longer_than_the_model_reads_is_matched_exactly_only() {
     assert!(stored.exact_only);
     let other = LookupRequest { min_similarity: Some(-1.0), ..ask("a", &format!("{beginning} two")) };
     let receipt = cache.lookup(other).await.unwrap().into_inner().receipt.unwrap();
-    assert_eq!(receipt.miss_reason(), MissReason::TooLong);
+    assert_eq!(receipt.miss_reason(), MissReason::PartlyRead);
     let hit = cache.lookup(ask("a", &format!("{beginning} one"))).await.unwrap().into_inner();
     assert_eq!(hit.entry.unwrap().response, "1");
 }
@@ -149,7 +149,7 @@ async fn a_prompt_with_words_outside_the_vocabulary_is_matched_exactly_only() {
     assert!(stored.exact_only);
     let other = LookupRequest { min_similarity: Some(-1.0), ..ask("a", "what is \u{fffd}\u{fffd}") };
     let receipt = cache.lookup(other).await.unwrap().into_inner().receipt.unwrap();
-    assert_eq!(receipt.miss_reason(), MissReason::TooLong);
+    assert_eq!(receipt.miss_reason(), MissReason::PartlyRead);
     assert!(cache.lookup(ask("a", "what is \u{fffd}")).await.unwrap().into_inner().entry.is_some());
 }
 
@@ -229,7 +229,7 @@ async fn a_prompt_too_long_for_the_model_finds_no_neighbor_through_the_memo() {
     assert!(embedded.embeddings[0].truncated);
     let found = cache.lookup(ask("a", &long)).await.unwrap().into_inner();
     assert!(found.entry.is_none(), "the answer to the beginning is not the answer to all");
-    assert_eq!(found.receipt.unwrap().miss_reason(), MissReason::TooLong);
+    assert_eq!(found.receipt.unwrap().miss_reason(), MissReason::PartlyRead);
 }
 
 #[tokio::test(flavor = "multi_thread")]

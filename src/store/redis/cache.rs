@@ -8,7 +8,7 @@
 //!   index, 600 into HNSW of 10,000. The first of an epoch takes 4: epoch, look, index, script.
 //! - `delete` (128 ids), `empty`, `count`, `counters`, `add_counters`: 1. `list`: 2.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use redis::{Pipeline, Value};
 
@@ -35,6 +35,8 @@ const ATTEMPTS_MAX: usize = 4;
 /// Entries deleted by one script, which holds the server up for about 0.15 ms each.
 const DELETE_BATCH: usize = 128;
 
+/// How long the counters of a namespace outlive its last lookup.
+const COUNTERS_REMEMBERED: Duration = Duration::from_hours(90 * 24);
 /// Names mutations of many steps among the keys of requests.
 const MANY_STEPS: &str = "invalidate";
 
@@ -373,6 +375,8 @@ impl Store {
         for (name, delta) in deltas {
             pipeline.cmd("HINCRBY").arg(Keys(namespace).counters()).arg(name).arg(*delta);
         }
+        // Anyone may name a namespace; what is not used any more must not stay for ever.
+        pipeline.cmd("PEXPIRE").arg(Keys(namespace).counters()).arg(COUNTERS_REMEMBERED.as_millis() as u64);
         let mut replies = self.run(&pipeline, None, Repeat::Never).await?;
         for _ in deltas {
             replies.take()?;

@@ -63,7 +63,7 @@ pub(super) struct Store {
     inspecting: tokio::sync::Mutex<()>,
     inspected: AtomicU64,
     facts: RwLock<Facts>,
-    sweeps_resumed: AtomicBool,
+    pub(super) sweeps_resumed: AtomicBool,
 }
 
 /// What the server is.

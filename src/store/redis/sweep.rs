@@ -5,7 +5,10 @@
 //! Nothing is lost by an interruption. Which epochs are to be swept stands in Redis until it is
 //! done, and the first connect of a process takes up what is left.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use futures::future::BoxFuture;
 
@@ -38,7 +41,8 @@ impl Store {
         let mut pipeline = redis::pipe();
         pipeline.cmd("SMEMBERS").arg(SWEEPS);
         let Ok(reply) = self.run(&pipeline, None, Repeat::Once).await.and_then(|mut replies| replies.take()) else {
-            tracing::debug!("the list of sweeps cannot be read; the entries end by themselves");
+            tracing::debug!("the list of sweeps cannot be read; the next connection asks again");
+            self.sweeps_resumed.store(false, Ordering::SeqCst);
             return;
         };
         for namespace in items(&reply).unwrap_or_default() {

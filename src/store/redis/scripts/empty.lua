@@ -22,6 +22,8 @@ local text = string.format('%.0f', next_epoch)
 redis.call('DEL', KEYS[1])
 redis.call('SET', KEYS[1], text)
 redis.call('SADD', KEYS[4], epoch)
+-- The old live set is only read by the sweeper from here on, and goes even if none comes.
+redis.call('PEXPIRE', KEYS[2], ARGV[4])
 redis.call('PEXPIRE', KEYS[4], ARGV[4])
 if remembered > 0 then redis.call('SET', KEYS[3], alive, 'PX', remembered) end
 return {'done', tostring(alive), text}

@@ -19,6 +19,8 @@ if old_expires and tonumber(old_expires) > tonumber(ARGV[2]) then created = '0' 
 -- ZADD goes first: a script whose first write is allowed without memory (DEL) may write on past
 -- maxmemory, and this one must be refused then.
 redis.call('ZADD', KEYS[3], ARGV[3], ARGV[4])
+-- It has no expiry of its own: a volatile-* policy could evict it alone, and entries that it does not
+-- name would be served past an invalidation.
 -- DEL takes a vector field of another space along, which HSET would leave standing.
 redis.call('DEL', KEYS[2])
 redis.call('HSET', KEYS[2], unpack(ARGV, 6))
@@ -29,10 +31,5 @@ local time = redis.call('TIME')
 local server_now = time[1] * 1000 + math.floor(time[2] / 1000)
 local gone = redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', server_now, 'LIMIT', 0, 64)
 if #gone > 0 then redis.call('ZREM', KEYS[3], unpack(gone)) end
-local left = redis.call('PTTL', KEYS[3])
-if left < 0 or server_now + left < tonumber(ARGV[3]) then
-  redis.call('PEXPIREAT', KEYS[3], ARGV[3])
-end
-
 if remembered > 0 then redis.call('SET', KEYS[4], created .. ARGV[3], 'PX', remembered) end
 return {'done', created, tostring(redis.call('ZCOUNT', KEYS[3], '(' .. ARGV[2], '+inf')), ARGV[3]}
