@@ -1,7 +1,7 @@
 //! Refrain: a sidecar for programs that call language models.
 //!
-//! It answers over gRPC: *have we answered this before?* (the semantic cache), *what do we know
-//! about this?* and *where were we?*. This page is the map; read it top to bottom.
+//! It answers over gRPC: *have we answered this before?* It matches by meaning, with a model that
+//! runs inside the process. This page is the map; read it top to bottom.
 //!
 //! Three rings. The domain modules know no tonic, no redis and no rusqlite type and take time from
 //! [`clock`]. The ports in [`store`] and [`embed::model`] are small traits of domain verbs. The

@@ -24,7 +24,7 @@ const EXIT_CODES: &str = "Exit codes:
   3  for `cache lookup`: a miss
   4  the sidecar cannot be reached";
 
-/// A semantic cache, retrieval and agent state for programs that call language models.
+/// A sidecar for programs that call language models: a semantic cache with local embeddings.
 #[derive(Debug, Parser)]
 #[command(name = "refrain", version, after_help = EXIT_CODES, propagate_version = true)]
 struct Cli {
