@@ -4,9 +4,11 @@
 
 #![expect(clippy::expect_used, reason = "a bench that cannot set itself up has nothing to measure")]
 
+#[path = "shared/forgetful.rs"]
+mod forgetful;
+
 use std::{hint::black_box, sync::Arc, time::Duration};
 
-use async_trait::async_trait;
 use criterion::{Criterion, criterion_group, criterion_main};
 use refrain::{
     clock::Clock,
@@ -15,9 +17,10 @@ use refrain::{
         fake::Fake,
         pick::{History, Limits, Role, Waiting, pick},
     },
-    store::{MemoKey, MemoStore, Result},
-    types::{Deadline, Namespace, Vector},
+    types::{Namespace, Vector},
 };
+
+use crate::forgetful::Forgetful;
 
 fn picking(criterion: &mut Criterion) {
     let limits = Limits {
@@ -42,20 +45,6 @@ fn picking(criterion: &mut Criterion) {
     });
 }
 
-/// An engine that remembers nothing.
-struct Nothing;
-
-#[async_trait]
-impl MemoStore for Nothing {
-    async fn read(&self, _: &Namespace, keys: &[MemoKey], _: Option<Deadline>) -> Result<Vec<Option<Vector>>> {
-        Ok(vec![None; keys.len()])
-    }
-
-    async fn write(&self, _: &Namespace, _: &[(MemoKey, Vector)], _: Duration) -> Result<()> {
-        Ok(())
-    }
-}
-
 fn settings() -> Settings {
     Settings {
         workers: 1,
@@ -78,7 +67,7 @@ fn memo(criterion: &mut Criterion) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let runtime = runtime.expect("a runtime can be built on the machine that runs the bench");
     let inside = runtime.enter();
-    let embedder = Embedder::start(Arc::new(Fake::new()), Arc::new(Nothing), settings(), Clock::system());
+    let embedder = Embedder::start(Arc::new(Fake::new()), Arc::new(Forgetful), settings(), Clock::system());
     let embedder = embedder.expect("the fake model always starts");
     drop(inside);
     let namespace = Namespace::new("bench").expect("a plain word is a namespace");
