@@ -39,8 +39,10 @@ check: need-python need-cargo need-cc ## Formatting, lints, documentation, scrip
 	done
 	@if compgen -G '.refrain/assets/.stamps/*.json' > /dev/null; then $(ASSETS) --check; fi
 
-bench: setup need-cargo need-cc ## Run the benchmarks
+bench: need-python need-cargo need-cc ## Run the benchmarks; CORPUS=path (JSON lines with a text) measures recall too
+	@$(ASSETS)
 	$(CARGO) bench --locked
+	$(if $(CORPUS),$(CARGO) bench --locked --bench recall -- --corpus '$(CORPUS)')
 
 verify-model: setup ## Compare the exported model with an independent forward pass
 	@python="$$($(PYTHON) scripts/environment.py export)"; "$$python" scripts/verify_onnx.py

@@ -7,6 +7,10 @@
 //! next are the queries. recall@10 is the share of returned entries that are at least as near as
 //! the true tenth neighbor, give or take [`TIE`]: texts that differ in case have one vector, and
 //! which of them is returned says nothing about a search.
+//!
+//! A search that filters need not walk the graph: the server compares all entries that pass, if it
+//! thinks that cheaper, and then neither recall nor `ef_runtime` says anything about HNSW. So each
+//! row tells how the server searched, and the rows named `graph` make it walk.
 
 #![expect(clippy::expect_used, clippy::panic, reason = "a bench that meets the unexpected ends there")]
 
@@ -32,6 +36,7 @@ use clap::Parser;
 use comfy_table::{CellAlignment, Table, presets};
 use flate2::read::MultiGzDecoder;
 use futures::{StreamExt as _, stream};
+use redis::aio::MultiplexedConnection;
 use refrain::{
     app,
     clock::Clock,
@@ -113,11 +118,13 @@ async fn main() {
     };
     let mut table = Table::new();
     table.load_style(presets::ASCII_MARKDOWN);
-    table.set_header(["index", "recall@10", "worst query", "p50 us", "p99 us"]);
+    table.set_header(["search", "server's way", "recall@10", "worst query", "p50 us", "p99 us"]);
+    let mut raw = Raw::open(&server, &embedder).await;
 
     let flat = open(u64::MAX, config.store.redis.ef_runtime).await;
     fill(&flat, &texts, entries, &embedder).await;
-    table.add_row(truth.measure("exact", &flat, queries, &embedder).await);
+    let measured = truth.measure(queries, async |query| nearest(&flat, query, &embedder).await).await;
+    table.add_row(row("port, before the move", raw.search_mode().await, measured));
     flat.health.close().await;
 
     let breadths = if args.ef_runtime.is_empty() { vec![config.store.redis.ef_runtime] } else { args.ef_runtime };
@@ -127,14 +134,18 @@ async fn main() {
             let begun = Clock::system().instant();
             // Any write notices that the namespace has outgrown the exact index.
             fill(&engine, &texts[..1], &entries[..1], &embedder).await;
-            wait_for_promotion(&server).await;
+            raw.wait_for_promotion().await;
             let took = Clock::system().instant() - begun;
             println!("{} entries moved to HNSW in {:.1} s", args.entries, took.as_secs_f64());
         }
-        table.add_row(truth.measure(&format!("HNSW, ef_runtime {breadth}"), &engine, queries, &embedder).await);
+        let measured = truth.measure(queries, async |query| nearest(&engine, query, &embedder).await).await;
+        table.add_row(row(&format!("port, ef_runtime {breadth}"), raw.search_mode().await, measured));
         engine.health.close().await;
+        let index = raw.index().await;
+        let measured = truth.measure(queries, async |query| raw.walk(&index, query, breadth).await).await;
+        table.add_row(row(&format!("graph, ef_runtime {breadth}"), raw.search_mode().await, measured));
     }
-    for column in table.column_iter_mut().skip(1) {
+    for column in table.column_iter_mut().skip(2) {
         column.set_cell_alignment(CellAlignment::Right);
     }
     println!("{} entries, {} queries, {COUNT} neighbors, one caller\n{table}", args.entries, args.queries);
@@ -237,18 +248,107 @@ async fn fill(engine: &Engine, texts: &[Arc<str>], vectors: &[Vector], embedder:
         .await;
 }
 
-/// Waits until the exact index is gone, which happens once HNSW is complete.
-async fn wait_for_promotion(server: &RedisServer) {
-    let mut client = server.client().await;
-    for _ in 0..PROMOTION_POLLS_MAX {
-        let names: Vec<String> =
-            redis::cmd("FT._LIST").query_async(&mut client).await.expect("Redis lists its indexes");
-        if !names.is_empty() && names.iter().all(|name| name.rsplit('.').next() == Some("hnsw")) {
-            return;
-        }
-        tokio::time::sleep(PROMOTION_POLL).await;
+/// Asks the engine through its port.
+async fn nearest(engine: &Engine, vector: &Vector, embedder: &Embedder) -> HashSet<EntryId> {
+    let (namespace, attributes) = (namespace(), Attributes::default());
+    let query = NearestQuery {
+        namespace: &namespace,
+        space: embedder.space(),
+        vector,
+        attributes: &attributes,
+        count: COUNT,
+        deadline: None,
+    };
+    let nearest = engine.cache.nearest(query).await.expect("the engine searches");
+    assert!(!nearest.partial, "the index is complete");
+    nearest.candidates.into_iter().map(|candidate| candidate.id).collect()
+}
+
+/// The server itself, past the engine.
+struct Raw {
+    client: MultiplexedConnection,
+    field: String,
+    token: String,
+}
+
+impl Raw {
+    async fn open(server: &RedisServer, embedder: &Embedder) -> Self {
+        let (field, token) = (format!("v_{}", embedder.space()), Attributes::default().token());
+        Self { client: server.client().await, field, token }
     }
-    panic!("the namespace did not move to HNSW; are there more --entries than --flat-entries-max?");
+
+    async fn indexes(&mut self) -> Vec<String> {
+        redis::cmd("FT._LIST").query_async(&mut self.client).await.expect("Redis lists its indexes")
+    }
+
+    async fn index(&mut self) -> String {
+        self.indexes().await.pop().expect("the namespace has an index")
+    }
+
+    /// Waits until the exact index is gone, which happens once HNSW is complete.
+    async fn wait_for_promotion(&mut self) {
+        for _ in 0..PROMOTION_POLLS_MAX {
+            let names = self.indexes().await;
+            if !names.is_empty() && names.iter().all(|name| name.rsplit('.').next() == Some("hnsw")) {
+                return;
+            }
+            tokio::time::sleep(PROMOTION_POLL).await;
+        }
+        panic!("the namespace did not move to HNSW; are there more --entries than --flat-entries-max?");
+    }
+
+    /// What the server tells about its last search of the index.
+    async fn search_mode(&mut self) -> String {
+        let index = self.index().await;
+        let mut info = redis::cmd("FT.DEBUG");
+        info.arg("VECSIM_INFO").arg(index).arg(&self.field);
+        // Servers may refuse debug commands; the figures stand without them.
+        let Ok(info) = info.query_async::<HashMap<String, redis::Value>>(&mut self.client).await else {
+            return "not told".to_owned();
+        };
+        let mode = info.get("LAST_SEARCH_MODE").and_then(|mode| redis::from_redis_value_ref(mode).ok());
+        mode.unwrap_or_else(|| "not told".to_owned())
+    }
+
+    /// The engine's search, except that the server must walk the graph.
+    async fn walk(&mut self, index: &str, query: &Vector, ef_runtime: u32) -> HashSet<EntryId> {
+        let text = format!(
+            "(@attributes:{{$a}})=>[KNN $k @{} $b EF_RUNTIME $ef HYBRID_POLICY BATCHES AS distance]",
+            self.field
+        );
+        let mut search = redis::cmd("FT.SEARCH");
+        search.arg(index).arg(text).arg("PARAMS").arg(8).arg("a").arg(&self.token).arg("k").arg(COUNT);
+        search.arg("b").arg(query.to_le_bytes()).arg("ef").arg(ef_runtime);
+        search.arg("RETURN").arg(2).arg("prompt").arg("expires");
+        search.arg("LIMIT").arg(0).arg(COUNT).arg("DIALECT").arg(2);
+        let reply: HashMap<String, redis::Value> =
+            search.query_async(&mut self.client).await.expect("the server searches");
+        let results: Vec<HashMap<String, redis::Value>> =
+            redis::from_redis_value_ref(&reply["results"]).expect("the server lists results");
+        let id = |result: &HashMap<String, redis::Value>| {
+            let key: String = redis::from_redis_value_ref(&result["id"]).expect("a result has a key");
+            key.rsplit('.').next().and_then(|id| id.parse().ok()).expect("a key ends with an entry's id")
+        };
+        results.iter().map(id).collect()
+    }
+}
+
+/// What a series of queries came to.
+struct Measured {
+    recalls: Vec<f64>,
+    latencies: Vec<Duration>,
+}
+
+fn row(label: &str, mode: String, mut measured: Measured) -> Vec<String> {
+    let recalls = &measured.recalls;
+    vec![
+        label.to_owned(),
+        mode,
+        format!("{:.4}", recalls.iter().sum::<f64>() / recalls.len() as f64),
+        format!("{:.1}", recalls.iter().copied().fold(1.0, f64::min)),
+        micros(percentile(&mut measured.latencies, 0.5)),
+        micros(percentile(&mut measured.latencies, 0.99)),
+    ]
 }
 
 /// What an exact search would return.
@@ -268,41 +368,21 @@ impl<'a> Truth<'a> {
         Self { vectors: texts.iter().map(id).zip(entries).collect(), floors: queries.iter().map(floor).collect() }
     }
 
-    /// Asks every query once to warm up and once to measure; a row of the table.
-    async fn measure(&self, label: &str, engine: &Engine, queries: &[Vector], embedder: &Embedder) -> Vec<String> {
-        let (namespace, attributes, clock) = (namespace(), Attributes::default(), Clock::system());
-        let nearest = async |vector| {
-            let query = NearestQuery {
-                namespace: &namespace,
-                space: embedder.space(),
-                vector,
-                attributes: &attributes,
-                count: COUNT,
-                deadline: None,
-            };
-            engine.cache.nearest(query).await.expect("the engine searches")
-        };
+    /// Asks every query once to warm up and once to measure.
+    async fn measure(&self, queries: &[Vector], mut search: impl AsyncFnMut(&Vector) -> HashSet<EntryId>) -> Measured {
+        let clock = Clock::system();
+        let mut measured = Measured { recalls: Vec::new(), latencies: Vec::new() };
         for query in queries {
-            nearest(query).await;
+            search(query).await;
         }
-        let (mut latencies, mut recalls) = (Vec::new(), Vec::new());
         for (query, floor) in queries.iter().zip(&self.floors) {
             let begun = clock.instant();
-            let nearest = nearest(query).await;
-            latencies.push(clock.instant() - begun);
-            assert!(!nearest.partial, "the index is complete");
-            let found: HashSet<EntryId> = nearest.candidates.iter().map(|candidate| candidate.id).collect();
+            let found = search(query).await;
+            measured.latencies.push(clock.instant() - begun);
             let right = found.iter().filter(|id| dot(query, self.vectors[id]) >= floor - TIE).count();
-            recalls.push(right as f64 / COUNT.min(self.vectors.len()) as f64);
+            measured.recalls.push(right as f64 / COUNT.min(self.vectors.len()) as f64);
         }
-        let worst = recalls.iter().copied().fold(1.0, f64::min);
-        vec![
-            label.to_owned(),
-            format!("{:.4}", recalls.iter().sum::<f64>() / recalls.len() as f64),
-            format!("{worst:.1}"),
-            micros(percentile(&mut latencies, 0.5)),
-            micros(percentile(&mut latencies, 0.99)),
-        ]
+        measured
     }
 }
 
