@@ -55,11 +55,31 @@ struct SettingsArgs {
     /// Set one setting, as section.key=value; stronger than files and the environment.
     #[arg(long = "set", value_name = "KEY=VALUE", global = true)]
     set: Vec<String>,
+    /// `embedded` or `redis`; shorthand of store.engine.
+    #[arg(long, value_name = "ENGINE")]
+    engine: Option<String>,
+    /// Where Redis is; shorthand of store.redis.url. A password is safer in the environment
+    /// variable REFRAIN_STORE__REDIS__URL.
+    #[arg(long, value_name = "URL")]
+    redis_url: Option<String>,
+    /// Where the embedded engine keeps its files; shorthand of store.embedded.data_dir.
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<String>,
+    /// The embedding model; shorthand of embedding.model.
+    #[arg(long, value_name = "NAME")]
+    model: Option<String>,
 }
 
 impl SettingsArgs {
-    fn sources(&self, shorthands: impl IntoIterator<Item = (&'static str, Option<String>)>) -> Sources {
-        let given = shorthands.into_iter().filter_map(|(key, value)| Some(format!("{key}={}", value?)));
+    fn sources(&self, more: impl IntoIterator<Item = (&'static str, Option<String>)>) -> Sources {
+        let shorthands = [
+            ("store.engine", &self.engine),
+            ("store.redis.url", &self.redis_url),
+            ("store.embedded.data_dir", &self.data_dir),
+            ("embedding.model", &self.model),
+        ];
+        let shorthands = shorthands.map(|(key, value)| (key, value.clone()));
+        let given = shorthands.into_iter().chain(more).filter_map(|(key, value)| Some(format!("{key}={}", value?)));
         // A shorthand and --set for one key: the explicit --set wins, so it comes last.
         Sources::from_process(self.config.clone(), given.chain(self.set.clone()).collect())
     }

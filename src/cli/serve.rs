@@ -23,19 +23,6 @@ pub(super) struct ServeArgs {
     /// Where metrics and health listen; shorthand of server.ops_listen.
     #[arg(long, value_name = "ADDRESS")]
     ops_listen: Option<String>,
-    /// `embedded` or `redis`; shorthand of store.engine.
-    #[arg(long, value_name = "ENGINE")]
-    engine: Option<String>,
-    /// Where Redis is; shorthand of store.redis.url. A password is safer in the environment
-    /// variable REFRAIN_STORE__REDIS__URL.
-    #[arg(long, value_name = "URL")]
-    redis_url: Option<String>,
-    /// Where the embedded engine keeps its files; shorthand of store.embedded.data_dir.
-    #[arg(long, value_name = "DIR")]
-    data_dir: Option<String>,
-    /// The embedding model; shorthand of embedding.model.
-    #[arg(long, value_name = "NAME")]
-    model: Option<String>,
 }
 
 pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
@@ -43,10 +30,6 @@ pub(super) async fn run(args: ServeArgs) -> Result<(), Failure> {
         ("server.listen", args.listen),
         ("server.unix_socket", args.unix_socket),
         ("server.ops_listen", args.ops_listen),
-        ("store.engine", args.engine),
-        ("store.redis.url", args.redis_url),
-        ("store.embedded.data_dir", args.data_dir),
-        ("embedding.model", args.model),
     ]);
     let config = super::load(&sources)?;
     telemetry::init_logs(&config.telemetry).map_err(Failure::Usage)?;

@@ -95,8 +95,10 @@ pub(super) fn merge(sources: &Sources) -> Result<Table, Error> {
             .map_err(|problem| Error::File { path: path.clone(), problem: without_source(&text, &problem) })?;
         overlay(&mut table, layer, "", &path.display().to_string())?;
     }
+    let mut known = Vec::new();
+    collect_keys(&table, "", &mut known);
     for (name, value) in &sources.env {
-        if let Some(key) = env_key(name) {
+        if let Some(key) = env_key(name, &known)? {
             set(&mut table, &key, value, &format!("environment variable {name}"))?;
         }
     }
@@ -116,9 +118,21 @@ fn without_source(text: &str, problem: &toml::de::Error) -> String {
 }
 
 /// `REFRAIN_SERVER__LISTEN` is `server.listen`; names without a section belong to others.
-fn env_key(name: &str) -> Option<String> {
-    let rest = name.strip_prefix(ENV_PREFIX)?;
-    rest.contains(ENV_SEPARATOR).then(|| rest.to_lowercase().replace(ENV_SEPARATOR, "."))
+///
+/// Not all of those: `REFRAIN_SERVER_LISTEN` lacks an underscore, and passing it over would leave
+/// somebody with a setting that does nothing.
+fn env_key(name: &str, known: &[String]) -> Result<Option<String>, Error> {
+    let Some(rest) = name.strip_prefix(ENV_PREFIX).map(str::to_lowercase) else { return Ok(None) };
+    if rest.contains(ENV_SEPARATOR) {
+        return Ok(Some(rest.replace(ENV_SEPARATOR, ".")));
+    }
+    match known.iter().find(|key| key.replace('.', "_") == rest) {
+        Some(key) => {
+            let meant = key.replace('.', ENV_SEPARATOR).to_uppercase();
+            Err(Error::Value(format!("environment variable {name}: did you mean {ENV_PREFIX}{meant}?")))
+        }
+        None => Ok(None),
+    }
 }
 
 fn overlay(base: &mut Table, layer: Table, path: &str, name: &str) -> Result<(), Error> {
@@ -172,7 +186,8 @@ fn unknown(layer: &str, key: &str) -> Error {
             (edit_distance(&candidate, key).min(of_last), candidate)
         })
         .min()
-        .filter(|(distance, _)| *distance <= 3)
+        // A slip of the pen, not another word.
+        .filter(|(distance, _)| *distance * 3 <= last.len())
         .map(|(_, candidate)| candidate);
     Error::UnknownKey { layer: layer.to_owned(), key: key.to_owned(), hint }
 }
@@ -301,6 +316,14 @@ mod tests {
         let mut from_file = sources(&[], &[]);
         from_file.file = Some(path);
         assert!(matches!(Config::load(&from_file), Err(Error::UnknownKey { .. })));
+    }
+
+    #[test]
+    fn a_variable_that_lacks_an_underscore_is_not_passed_over() {
+        let message = Config::load(&sources(&[("REFRAIN_SERVER_LISTEN", "127.0.0.1:1")], &[])).unwrap_err().to_string();
+        assert!(message.contains("REFRAIN_SERVER__LISTEN"), "{message}");
+        let others = [("REFRAIN_ADDRESS", "x"), ("REFRAIN_PORT_7411_TCP", "x"), ("REFRAIN_CACHE", "x")];
+        assert!(Config::load(&sources(&others, &[])).is_ok());
     }
 
     #[test]
