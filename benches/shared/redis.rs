@@ -15,15 +15,7 @@ use tempfile::TempDir;
 
 /// Starts the server and outlives it: when standard input closes, because the bench let go of it
 /// or died, the server is killed.
-const SUPERVISOR: &str = r#"
-libraries=$1; log=$2; shift 2
-LD_LIBRARY_PATH="$libraries" "$@" >>"$log" 2>&1 &
-server=$!
-echo "$server"
-cat >/dev/null
-kill -9 "$server" 2>/dev/null
-wait "$server" 2>/dev/null
-"#;
+const SUPERVISOR: &str = include_str!("../../tests/it/redis_supervisor.sh");
 
 /// How often a server that starts is asked whether it answers, and how many times.
 const START_POLL: Duration = Duration::from_millis(20);

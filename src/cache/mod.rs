@@ -496,8 +496,8 @@ impl<'a> Lookup<'a> {
         let (cache, prompt) = (self.cache, &self.ask.prompt);
         // A text that is cut has the vector of its beginning, and one with words that the vocabulary
         // lacks that of any other such words: different prompts would look the same, so only an
-        // exact hit can be trusted. The memo may know such a
-        // vector, since texts of any length can be embedded, so it is asked about only after this.
+        // exact hit can be trusted. The memo may hold such a vector, since any text can be embedded,
+        // so what it knows is used only after this.
         if !cache.embedder.fits(prompt.as_str()).map_err(Error::from)? {
             return Err(Stop::Miss(MissReason::PartlyRead));
         }
@@ -558,7 +558,13 @@ impl<'a> Lookup<'a> {
         }
         match error.kind() {
             Kind::Unavailable | Kind::Overloaded | Kind::WrongState | Kind::Bug => {
-                tracing::warn!(part, reason = error.reason(), %error, "a lookup is degraded");
+                // One line a lookup would drown the log of an outage, whose beginning and end are
+                // logged where the engine is watched; a bug of ours is worth a line each time.
+                if error.kind() == Kind::Bug {
+                    tracing::error!(part, reason = error.reason(), %error, "a lookup is degraded");
+                } else {
+                    tracing::debug!(part, reason = error.reason(), %error, "a lookup is degraded");
+                }
                 self.receipt.degraded = Some(format!("{part}: {}", error.reason()));
                 Stop::Miss(MissReason::Degraded)
             }

@@ -34,15 +34,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Starts the server and outlives it: when standard input closes, because the test process let go
 /// of it or died, the server is killed. It runs in the background with its own log.
-const SUPERVISOR: &str = r#"
-libraries=$1; log=$2; shift 2
-LD_LIBRARY_PATH="$libraries" "$@" >>"$log" 2>&1 &
-server=$!
-echo "$server"
-cat >/dev/null
-kill -9 "$server" 2>/dev/null
-wait "$server" 2>/dev/null
-"#;
+const SUPERVISOR: &str = include_str!("redis_supervisor.sh");
 
 /// A running server.
 pub(crate) struct RedisServer {
